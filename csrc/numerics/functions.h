@@ -1,12 +1,40 @@
-// exp, log, log1p, tanh, sigmoid and erf as one fixed sequence of IEEE operations each, for a scalar or a Vector of
-// float. A double takes libm's function: float64 is outside the bit contract.
+// exp, log, log1p, tanh, sigmoid and erf as one fixed sequence of IEEE operations each, for a float or a Vector of
+// float. Polynomials are minimax fits whose coefficients were rounded to float one after the other, lowest first.
+//
+// Accuracy is stated over every float32 input, in units in the last place of the exact result.
 #pragma once
 
 #include "primitive.h"
+#if !defined(__CUDACC__)
+#include "vector.h"
+#endif
 
 namespace pytorch_ext::PYTORCH_EXT_ISA {
 
-// exp on [-ln2/2, ln2/2]: minimax polynomial of degree 6.
+// ---- float64 is outside the bit contract: libm's function, lane by lane ---------------------------------------------
+
+#if defined(__CUDACC__)
+#define PYTORCH_EXT_LIBM(name, libm) \
+  INLINE_HD double name(double x) { return ::libm(x); }
+#else
+#define PYTORCH_EXT_LIBM(name, libm)                               \
+  INLINE_HD double name(double x) { return ::libm(x); }            \
+  INLINE_HD DoubleV name(DoubleV x) {                              \
+    for (int i = 0; i < DoubleV::size; i++) x.v[i] = name(x.v[i]); \
+    return x;                                                      \
+  }
+#endif
+PYTORCH_EXT_LIBM(exp, exp)
+PYTORCH_EXT_LIBM(exp_nonpositive, exp)
+PYTORCH_EXT_LIBM(log, log)
+PYTORCH_EXT_LIBM(log1p, log1p)
+PYTORCH_EXT_LIBM(tanh, tanh)
+PYTORCH_EXT_LIBM(erf, erf)
+#undef PYTORCH_EXT_LIBM
+
+// ---- exp ------------------------------------------------------------------------------------------------------------
+
+// exp on [-ln2/2, ln2/2].
 template <class V>
 INLINE_HD V exp_polynomial(V r) {
   V p = constant<V>(0x1.6ac36cp-10f);
@@ -50,15 +78,17 @@ INLINE_HD V exp_nonpositive(V x) {
   return select(less(x, constant<V>(-87.0f)), constant<V>(0.0f), e);
 }
 
-// Natural logarithm; 0 gives -inf, below 0 NaN.
+// ---- logarithms -----------------------------------------------------------------------------------------------------
+
+// The exponent of the power of two that takes b, a positive float's bits, into [sqrt(1/2), sqrt(2)).
+template <class Int>
+INLINE_HD Int centred_exponent(Int b) {
+  return shift_right(sub(b, Int(0x3f3504f3)), 23);
+}
+
+// e ln2 + log(1 + f) for an integer e and 1 + f in [sqrt(1/2), sqrt(2)).
 template <class V>
-INLINE_HD V log(V x) {
-  auto subnormal = less(x, constant<V>(0x1p-126f));
-  V scaled = select(subnormal, mul(x, constant<V>(0x1p23f)), x);
-  auto b = bits(scaled);
-  auto exponent = shift_right(sub(b, int_constant<V>(0x3f3504f3)), 23);  // mantissa in [sqrt(1/2), sqrt(2))
-  V f = sub(from_bits(sub(b, shift_left(exponent, 23))), constant<V>(1.0f));
-  V e = sub(to_float(exponent), select(subnormal, constant<V>(23.0f), constant<V>(0.0f)));
+INLINE_HD V log_of_parts(V e, V f) {
   V p = constant<V>(-0x1.38c916p-4f);
   p = fma(p, f, constant<V>(0x1.05742ap-3f));
   p = fma(p, f, constant<V>(-0x1.0d817ap-3f));
@@ -70,18 +100,53 @@ INLINE_HD V log(V x) {
   V f2 = mul(f, f);
   V tail = fma(mul(p, f), f2, mul(f2, constant<V>(-0.5f)));  // f^3 p - f^2 / 2
   tail = fma(e, constant<V>(-0x1.05c610p-29f), tail);
-  V y = fma(e, constant<V>(0x1.62e430p-1f), add(f, tail));
-  V infinity = constant<V>(std::numeric_limits<float>::infinity());
-  y = select(less(x, infinity), y, x);  // +inf and NaN pass through
-  V zero = constant<V>(0.0f);
+  return fma(e, constant<V>(0x1.62e430p-1f), add(f, tail));
+}
+
+// y where x is positive and finite, else what log has: +inf and NaN pass through, 0 gives -inf, below 0 NaN.
+template <class V>
+INLINE_HD V with_special_logarithms(V x, V y) {
+  V infinity = constant<V>(POSITIVE_INFINITY), zero = constant<V>(0.0f);
+  y = select(less(x, infinity), y, x);
   y = select(equal(x, zero), neg(infinity), y);
-  return select(less(x, zero), constant<V>(std::numeric_limits<float>::quiet_NaN()), y);
+  return select(less(x, zero), constant<V>(QUIET_NAN), y);
 }
 
 template <class V>
+INLINE_HD V log(V x) {
+  auto subnormal = less(x, constant<V>(0x1p-126f));
+  auto b = bits(select(subnormal, mul(x, constant<V>(0x1p23f)), x));
+  auto exponent = centred_exponent(b);
+  V f = sub(from_bits(sub(b, shift_left(exponent, 23))), constant<V>(1.0f));
+  V e = sub(to_float(exponent), select(subnormal, constant<V>(23.0f), constant<V>(0.0f)));
+  return with_special_logarithms(x, log_of_parts(e, f));
+}
+
+// log(1 + x). The rounded sum only chooses e: f is taken from x itself.
+template <class V>
+INLINE_HD V log1p(V x) {
+  V sum = add(constant<V>(1.0f), x);
+  auto exponent = centred_exponent(bits(sum));
+  V scale = from_bits(sub(int_constant<V>(0x40800000), shift_left(exponent, 23)));  // 4 / 2^e, normal up to e = 128
+  V offset = fma(constant<V>(0.25f), scale, constant<V>(-1.0f));
+  V f = fma(mul(constant<V>(0.25f), x), scale, offset);  // (1 + x) / 2^e - 1
+  V y = with_special_logarithms(sum, log_of_parts(to_float(exponent), f));
+  return select(less(abs(x), constant<V>(0x1p-26f)), x, y);
+}
+
+// ---- sigmoid, tanh, erf ---------------------------------------------------------------------------------------------
+
+// The exponential of -|x| cannot overflow, so the result underflows gradually.
+template <class V>
 INLINE_HD V sigmoid(V x) {
-  V e = exp(sub(constant<V>(0.0f), x));
-  return div(constant<V>(1.0f), add(constant<V>(1.0f), e));
+  V e = exp(neg(abs(x))), one = constant<V>(1.0f);
+  return div(select(less(x, constant<V>(0.0f)), e, one), add(one, e));
+}
+
+// magnitude >= +0 with the sign of x.
+template <class V>
+INLINE_HD V with_sign_of(V x, V magnitude) {
+  return from_bits(bit_or(bits(magnitude), bit_and(bits(x), int_constant<V>(INT32_MIN))));
 }
 
 template <class V>
@@ -92,12 +157,31 @@ INLINE_HD V tanh(V x) {
   p = fma(p, square, constant<V>(-0x1.b91e62p-5f));
   p = fma(p, square, constant<V>(0x1.110ceep-3f));
   p = fma(p, square, constant<V>(-0x1.55554ap-2f));
-  V small = fma(mul(square, p), x, x);
+  V small = fma(mul(square, p), a, a);
   V e = exp(min(constant<V>(20.0f), add(a, a)));  // in this order NaN stays
   V large = sub(constant<V>(1.0f), div(constant<V>(2.0f), add(e, constant<V>(1.0f))));
-  auto sign = bit_and(bits(x), int_constant<V>(INT32_MIN));
-  large = from_bits(bit_or(bits(large), sign));
-  return select(less(a, constant<V>(0.55f)), small, large);
+  return with_sign_of(x, select(less(a, constant<V>(0.55f)), small, large));
+}
+
+template <class V>
+INLINE_HD V erf(V x) {
+  V a = min(constant<V>(4.0f), abs(x)), square = mul(x, x);  // erf(4) rounds to 1; in this order NaN stays
+  V p = constant<V>(-0x1.3ba9cep-11f);
+  p = fma(p, square, constant<V>(0x1.479c9ep-8f));
+  p = fma(p, square, constant<V>(-0x1.b69b96p-6f));
+  p = fma(p, square, constant<V>(0x1.ce1b86p-4f));
+  p = fma(p, square, constant<V>(-0x1.8126ecp-2f));
+  p = fma(p, square, constant<V>(0x1.06eba6p-3f));
+  V small = fma(p, a, a);
+  V q = constant<V>(0x1.9db7b4p-13f);  // log(1 - erf(a)) for a in [0.9, 4]
+  q = fma(q, a, constant<V>(-0x1.90a096p-9f));
+  q = fma(q, a, constant<V>(0x1.6d0ca4p-6f));
+  q = fma(q, a, constant<V>(-0x1.aa2b46p-4f));
+  q = fma(q, a, constant<V>(-0x1.462b88p-1f));
+  q = fma(q, a, constant<V>(-0x1.20b48ap+0f));
+  q = fma(q, a, constant<V>(-0x1.71989ep-13f));
+  V large = sub(constant<V>(1.0f), exp_nonpositive(q));
+  return with_sign_of(x, select(less(a, constant<V>(0.9f)), small, large));
 }
 
 }  // namespace pytorch_ext::PYTORCH_EXT_ISA

@@ -36,6 +36,8 @@ constexpr bool saves_input(Activation a) {
   return a == Activation::gelu || a == Activation::gelu_tanh || a == Activation::silu;
 }
 
+enum class Function : int { exp, exp_nonpositive, log, log1p, tanh, sigmoid, erf };
+
 // at::Reduction's numbers.
 enum class Reduction : int { none, mean, sum };
 

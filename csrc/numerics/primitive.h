@@ -56,6 +56,10 @@ INLINE_HD float fma(float a, float b, float c) {
 #endif
 #endif
 
+// As constants: device code may not call the functions that give them.
+constexpr float POSITIVE_INFINITY = std::numeric_limits<float>::infinity();
+constexpr float QUIET_NAN = std::numeric_limits<float>::quiet_NaN();
+
 INLINE_HD int32_t bits(float a) {
 #if defined(__CUDA_ARCH__)
   return __float_as_int(a);

@@ -1,0 +1,126 @@
+#include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
+#include <torch/library.h>
+
+#include "../launch/activation_names.h"
+#include "../ops.h"
+#include "composition.h"
+
+namespace pytorch_ext {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// g * f'(z) in stock operators; saved as saves_input() says.
+Tensor composed_activation_gradient(const Tensor& g, const Tensor& saved, Activation kind) {
+  switch (kind) {
+    case Activation::none: return g;
+    case Activation::relu: return at::threshold_backward(g, saved, 0);
+    case Activation::sigmoid: return at::sigmoid_backward(g, saved);
+    case Activation::tanh: return at::tanh_backward(g, saved);
+    case Activation::gelu: return at::gelu_backward(g, saved, "none");
+    case Activation::gelu_tanh: return at::gelu_backward(g, saved, "tanh");
+    case Activation::silu: {  // aten::silu_backward has no derivative of its own
+      Tensor s = at::sigmoid(saved);
+      return g * (s * (1 + saved * (1 - s)));
+    }
+  }
+  return {};
+}
+
+class LinearBackwardFunction : public torch::autograd::Function<LinearBackwardFunction> {
+ public:
+  static variable_list forward(AutogradContext* ctx, const Tensor& grad, const Tensor& input, const Tensor& weight,
+                               const OptionalTensor& saved, const std::string& activation, std::array<bool, 3> mask) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({grad, input, weight, or_undefined(saved)});
+    ctx->saved_data["activation"] = activation;
+    auto [dx, dw, db] = ops::linear_backward(grad, input, weight, saved, activation, mask);
+    return {dx, dw, db};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    auto kind = activation_named(ctx->saved_data["activation"].toStringRef());
+    auto found = vjp_of_composition(ctx->get_saved_variables(), grads, [&](const variable_list& t) -> variable_list {
+      const Tensor &grad = t[0], &input = t[1], &weight = t[2];
+      Tensor dz = composed_activation_gradient(grad, t[3], kind);
+      Tensor rows = dz.reshape_symint({-1, weight.sym_size(0)});
+      return {at::matmul(dz, weight), at::matmul(rows.t(), input.reshape_symint({-1, weight.sym_size(1)})), rows.sum(0)};
+    });
+    return {found[0], found[1], found[2], found[3], {}, {}};
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
+                                                   const OptionalTensor& saved, std::string_view activation,
+                                                   std::array<bool, 3> mask) {
+  if (!any_requires_grad(grad, input, weight, saved)) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return ops::linear_backward(grad, input, weight, saved, activation, mask);
+  }
+  auto found = LinearBackwardFunction::apply(grad, input, weight, saved, std::string(activation), mask);
+  return {found[0], found[1], found[2]};
+}
+
+class LinearFunction : public torch::autograd::Function<LinearFunction> {
+ public:
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                        std::string_view activation) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    auto [output, preactivation] = ops::linear_forward(input, weight, bias, activation);
+    const Activation kind = activation_named(activation);
+    Tensor saved = kind == Activation::none ? Tensor() : saves_input(kind) ? preactivation : output;
+    // The bias is needed only to form z again, differentiably, for a second derivative.
+    ctx->save_for_backward({input, weight, saved, saves_input(kind) ? or_undefined(bias) : Tensor()});
+    ctx->saved_data["activation"] = std::string(activation);
+    ctx->saved_data["has_bias"] = bias.has_value();
+    return output;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    if (!grads[0].defined()) return {{}, {}, {}, {}};
+    auto t = ctx->get_saved_variables();
+    const auto activation = ctx->saved_data["activation"].toStringRef();
+    const bool has_bias = ctx->saved_data["has_bias"].toBool();
+    std::array<bool, 3> mask = {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
+                                has_bias && ctx->needs_input_grad(2)};
+    Tensor saved = t[2];
+    if (saved.defined() && at::GradMode::is_enabled() && saves_input(activation_named(activation)))
+      saved = ops::linear(t[0], t[1], or_none(t[3]), "none");
+    auto [dx, dw, db] = ops::linear_backward(grads[0], t[0], t[1], or_none(saved), activation, mask);
+    return {dx, dw, db, {}};
+  }
+};
+
+Tensor linear_below(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, std::string_view activation) {
+  return std::get<0>(ops::linear_forward(input, weight, bias, activation));
+}
+
+Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, std::string_view activation) {
+  if (any_requires_grad(input, weight, bias))
+    return LinearFunction::apply(input, weight, bias, activation);
+  at::AutoDispatchBelowADInplaceOrView below;
+  return linear_below(input, weight, bias, activation);
+}
+
+template <c10::DeviceType device>
+Tensor linear_autocast(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                       std::string_view activation) {
+  using at::autocast::cached_cast;
+  c10::impl::ExcludeDispatchKeyGuard off(at::autocast::get_autocast_dispatch_key_from_device_type(device));
+  auto dtype = at::autocast::get_lower_precision_fp_from_device_type(device);
+  return ops::linear(cached_cast(dtype, input, device), cached_cast(dtype, weight, device),
+                     cached_cast(dtype, bias, device), activation);
+}
+
+}  // namespace
+}  // namespace pytorch_ext
+
+TORCH_LIBRARY_IMPL(pytorch_ext, Autograd, m) {
+  m.impl("linear", &pytorch_ext::linear);
+  m.impl("linear_backward", &pytorch_ext::linear_backward);
+}
+TORCH_LIBRARY_IMPL(pytorch_ext, CompositeExplicitAutograd, m) { m.impl("linear", &pytorch_ext::linear_below); }
+TORCH_LIBRARY_IMPL(pytorch_ext, AutocastCPU, m) { m.impl("linear", &pytorch_ext::linear_autocast<c10::kCPU>); }
+TORCH_LIBRARY_IMPL(pytorch_ext, AutocastCUDA, m) { m.impl("linear", &pytorch_ext::linear_autocast<c10::kCUDA>); }

@@ -1,0 +1,62 @@
+// A part of one product that one thread computes, and what happens to its finished sums.
+#pragma once
+
+#include "../numerics/activations.h"
+#include "../numerics/order.h"
+#include "../numerics/vector.h"
+#include "product.h"
+
+namespace pytorch_ext::PYTORCH_EXT_ISA {
+
+template <class S>
+struct Block {
+  int64_t M, N, K;
+  MatrixView<S> A, B;
+  S* C;
+  S* preactivation;
+  int64_t c_row;
+  const S* bias;
+  int64_t bias_step;  // 0: one bias for all columns
+  Activation activation;
+};
+
+template <class S>
+INLINE_HD Block<S> part(Block<S> p, int64_t row, int64_t rows, int64_t column, int64_t columns) {
+  p.M = rows, p.N = columns;
+  p.A.data += row * p.A.row;
+  p.B.data += column * p.B.column;
+  p.C += row * p.c_row + column;
+  if (p.preactivation) p.preactivation += row * p.c_row + column;
+  if (p.bias) p.bias += column * p.bias_step;
+  return p;
+}
+
+// Sums are kept in C itself where its type can hold them.
+template <class S>
+constexpr bool SUMS_IN_C = std::is_same_v<S, compute_t<S>>;
+
+template <class S>
+INLINE_HD bool sums_are_results(const Block<S>& p) {
+  return SUMS_IN_C<S> && !p.bias && !p.preactivation && p.activation == Activation::none;
+}
+
+// C = activation(total + bias) over the whole block.
+template <class S, class F>
+void finish_with(const Block<S>& p, const compute_t<S>* total, int64_t total_row, F f) {
+  using V = ComputeV<S>;
+  for (int64_t i = 0; i < p.M; i++)
+    for (int64_t j = 0; j < p.N; j += V::size) {
+      int64_t left = p.N - j, at = i * p.c_row + j;
+      V z = load(total + i * total_row + j, left, compute_t<S>(0));
+      if (p.bias) z = add(z, p.bias_step ? load(p.bias + j, left, compute_t<S>(0)) : V(widen(*p.bias)));
+      if (p.preactivation) store(p.preactivation + at, z, left);
+      store(p.C + at, f.value(z), left);
+    }
+}
+template <class S>
+void finish(const Block<S>& p, const compute_t<S>* total, int64_t total_row) {
+  if (sums_are_results(p)) return;
+  with_activation(p.activation, [&](auto f) { finish_with(p, total, total_row, f); });
+}
+
+}  // namespace pytorch_ext::PYTORCH_EXT_ISA

@@ -1,0 +1,117 @@
+// The way in for eager Python calls: straight to the dispatcher when the arguments are ordinary tensors that the kernels
+// cover, None otherwise. On None the Python function decides: it raises, or takes another path.
+#pragma once
+
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <optional>
+#include <string_view>
+#include <tuple>
+
+namespace pytorch_ext {
+
+// An ordinary dense tensor: no subclass, no wrapper of a functional transform, no lazy conjugate or negative bit, and no
+// forward-mode tangent.
+inline bool is_ordinary(const at::Tensor& t) {
+  using c10::DispatchKey;
+  using c10::DispatchKeySet;
+  static const DispatchKeySet allowed =
+      DispatchKeySet({DispatchKey::CPU, DispatchKey::CUDA, DispatchKey::ADInplaceOrView, DispatchKey::AutogradCPU,
+                      DispatchKey::AutogradCUDA, DispatchKey::AutocastCPU, DispatchKey::AutocastCUDA});
+  return !(t.key_set().raw_repr() & ~allowed.raw_repr()) && !t._fw_grad(/*level=*/0).defined();
+}
+
+inline bool in_transform() {
+  return at::impl::torch_function_mode_enabled() ||
+         c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
+}
+
+// Argument<T>::read(object, value): true where the object is plainly a T.
+template <class T>
+struct Argument;
+template <>
+struct Argument<at::Tensor> {
+  static bool read(PyObject* object, at::Tensor& value) {
+    if (!THPVariable_CheckExact(object)) return false;
+    value = THPVariable_Unpack(object);
+    return is_ordinary(value);
+  }
+};
+template <class T>
+struct Argument<std::optional<T>> {
+  static bool read(PyObject* object, std::optional<T>& value) {
+    if (object == Py_None) return true;
+    return Argument<T>::read(object, value.emplace());
+  }
+};
+template <>
+struct Argument<bool> {
+  static bool read(PyObject* object, bool& value) {
+    value = object == Py_True;
+    return PyBool_Check(object);
+  }
+};
+template <>
+struct Argument<int64_t> {
+  static bool read(PyObject* object, int64_t& value) {
+    if (!PyLong_CheckExact(object)) return false;
+    int overflow = 0;
+    value = PyLong_AsLongLongAndOverflow(object, &overflow);
+    return !overflow;
+  }
+};
+template <>
+struct Argument<double> {
+  static bool read(PyObject* object, double& value) {
+    if (PyFloat_CheckExact(object)) {
+      value = PyFloat_AS_DOUBLE(object);
+      return true;
+    }
+    int64_t integer;
+    if (!Argument<int64_t>::read(object, integer)) return false;
+    value = static_cast<double>(integer);
+    return true;
+  }
+};
+template <>
+struct Argument<std::string_view> {
+  static bool read(PyObject* object, std::string_view& value) {
+    if (!PyUnicode_Check(object)) return false;
+    Py_ssize_t length = 0;
+    const char* text = PyUnicode_AsUTF8AndSize(object, &length);
+    if (!text) PyErr_Clear();
+    value = {text ? text : "", static_cast<size_t>(length)};
+    return text != nullptr;
+  }
+};
+
+// eager<&ops::name, &covers_name>::call is the Python function: `covers` says whether the kernels take these arguments.
+template <auto Function, auto Covers, class Signature = decltype(Function)>
+struct eager;
+template <auto Function, auto Covers, class Result, class... Args>
+struct eager<Function, Covers, Result (*)(Args...)> {
+  template <class>
+  using Object = pybind11::handle;
+
+  static pybind11::object call(Object<Args>... objects) {
+    if (in_transform()) return pybind11::none();
+    std::tuple<std::decay_t<Args>...> values;
+    if (!read(values, std::index_sequence_for<Args...>{}, objects...)) return pybind11::none();
+    if (!std::apply(Covers, values)) return pybind11::none();
+    auto run = [&] {
+      pybind11::gil_scoped_release no_gil;
+      return std::apply(Function, values);
+    };
+    return pybind11::cast(run());
+  }
+
+ private:
+  template <size_t... I>
+  static bool read(std::tuple<std::decay_t<Args>...>& values, std::index_sequence<I...>, Object<Args>... objects) {
+    return (Argument<std::decay_t<Args>>::read(objects.ptr(), std::get<I>(values)) && ...);
+  }
+};
+
+}  // namespace pytorch_ext

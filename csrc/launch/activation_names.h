@@ -1,0 +1,26 @@
+// Activations by the names Python gives them.
+#pragma once
+
+#include <c10/util/Exception.h>
+
+#include <optional>
+#include <string_view>
+
+#include "../numerics/kinds.h"
+
+namespace pytorch_ext {
+
+inline std::optional<Activation> find_activation(std::string_view name) {
+  constexpr std::string_view names[] = {"none", "relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu"};
+  for (int i = 0; i < 7; i++)
+    if (name == names[i]) return static_cast<Activation>(i);
+  return std::nullopt;
+}
+
+inline Activation activation_named(std::string_view name) {
+  auto activation = find_activation(name);
+  TORCH_CHECK(activation, "linear: expected activation none, relu, sigmoid, tanh, gelu, gelu_tanh or silu, got ", name);
+  return *activation;
+}
+
+}  // namespace pytorch_ext

@@ -1,0 +1,126 @@
+// linear: y = activation(x W^T + b) and its gradients. Memory and launch shapes; the arithmetic is in the kernels.
+#include <ATen/Context.h>
+#include <torch/library.h>
+
+#include "../cpu/linear.h"
+#include "../cpu/product.h"
+#include "activation_names.h"
+#include "covers.h"
+#include "tensors.h"
+
+namespace pytorch_ext {
+
+bool products_are_ieee(const Tensor& operand) {
+  if (operand.scalar_type() != at::kFloat) return true;
+  auto backend = operand.is_cuda() ? at::Float32Backend::CUDA : at::Float32Backend::MKLDNN;
+  auto precision = at::globalContext().float32Precision(backend, at::Float32Op::MATMUL);
+  return precision != at::Float32Precision::TF32 && precision != at::Float32Precision::BF16;
+}
+
+bool covers_linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, std::string_view activation) {
+  auto matches = [&](const Tensor& t) {
+    return t.scalar_type() == input.scalar_type() && t.device() == input.device();
+  };
+  return input.is_cpu() && is_kernel_dtype(input.scalar_type()) && matches(weight) && input.dim() >= 1 &&
+         weight.dim() == 2 && input.size(-1) == weight.size(1) &&
+         (!bias || (matches(*bias) && bias->dim() == 1 && bias->size(0) == weight.size(0))) &&
+         find_activation(activation) && products_are_ieee(input);
+}
+
+namespace {
+
+// All leading dimensions as rows: a view where the strides allow it.
+Tensor flatten(const Tensor& t) {
+  if (t.dim() == 2) return t;
+  int64_t rows = 1;
+  for (int64_t d = 0; d + 1 < t.dim(); d++) rows *= t.size(d);
+  return t.reshape({rows, t.size(-1)});
+}
+
+template <class S>
+MatrixView<S> view(const Tensor& t) {
+  return {data<S>(t), t.stride(0), t.stride(1)};
+}
+template <class S>
+MatrixView<S> transposed(const Tensor& t) {
+  return {data<S>(t), t.stride(1), t.stride(0)};
+}
+
+void check_linear(const Tensor& input, const Tensor& weight) {
+  check_same("linear", "weight", weight, input);
+  TORCH_CHECK(input.dim() >= 1 && weight.dim() == 2 && input.size(-1) == weight.size(1),
+              "linear: expected input (..., K) and weight (N, K), got ", input.sizes(), " and ", weight.sizes());
+}
+
+std::tuple<Tensor, Tensor> linear_forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                                          std::string_view activation) {
+  check_linear(input, weight);
+  auto kind = activation_named(activation);
+  const int64_t N = weight.size(0);
+  OptionalTensor b;
+  if (bias) {
+    check_same("linear", "bias", *bias, input);
+    TORCH_CHECK(bias->dim() == 1 && bias->size(0) == N, "linear: expected bias (", N, ",), got ", bias->sizes());
+    b = bias->contiguous();
+  }
+  auto sizes = input.sizes().vec();
+  sizes.back() = N;
+  Tensor output = empty(sizes, input), preactivation;
+  if (saves_input(kind)) preactivation = empty(sizes, input);
+  Tensor rows = flatten(input);
+  WITH_STORAGE_TYPE("linear", input.scalar_type(), [&] {
+    Product<S> p{rows.size(0), N, weight.size(1), view<S>(rows), transposed<S>(weight), mutable_data<S>(output), N};
+    p.bias = data<S>(b);
+    p.activation = kind;
+    p.preactivation = mutable_data<S>(preactivation);
+    CPU_KERNEL(product<S>)(p);
+  });
+  return {output, preactivation};
+}
+
+std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
+                                                   const OptionalTensor& saved, std::string_view activation,
+                                                   std::array<bool, 3> mask) {
+  check_linear(input, weight);
+  check_same("linear_backward", "grad", grad, input);
+  auto kind = activation_named(activation);
+  Tensor g = flatten(grad), x = flatten(input), s;
+  const int64_t M = x.size(0), N = weight.size(0), K = weight.size(1);
+  TORCH_CHECK(g.size(0) == M && g.size(1) == N, "linear_backward: expected grad (", M, ", ", N, "), got ", g.sizes());
+  if (kind != Activation::none) {
+    TORCH_CHECK(saved, "linear_backward: expected the saved tensor of activation ", activation, ", got None");
+    check_same("linear_backward", "saved", *saved, input);
+    s = flatten(*saved).contiguous();
+    TORCH_CHECK(s.sizes() == g.sizes(), "linear_backward: expected saved ", g.sizes(), ", got ", s.sizes());
+  }
+  if (g.stride(1) != 1 && g.stride(1) != 0) g = g.contiguous();
+  Tensor dx, dw, db, dz = g;
+  if (mask[2]) db = empty({N}, grad);
+  if (s.defined()) dz = empty({M, N}, grad);
+  if (mask[0]) dx = empty(input.sizes(), input);
+  if (mask[1]) dw = empty({N, K}, weight);
+  WITH_STORAGE_TYPE("linear_backward", input.scalar_type(), [&] {
+    if (s.defined() || db.defined()) {
+      LinearGradient<S> p{M, N, data<S>(g), g.stride(0), g.stride(1)};
+      p.activation = kind;
+      p.dbias = mutable_data<S>(db);
+      if (s.defined()) {
+        p.saved = data<S>(s);
+        p.dz = mutable_data<S>(dz);
+      }
+      CPU_KERNEL(linear_gradient<S>)(p);
+    }
+    if (mask[0])
+      CPU_KERNEL(product<S>)(Product<S>{M, K, N, view<S>(dz), view<S>(weight), mutable_data<S>(dx), K});
+    if (mask[1]) CPU_KERNEL(product<S>)(Product<S>{N, K, M, transposed<S>(dz), view<S>(x), mutable_data<S>(dw), K});
+  });
+  return {dx, dw, db};
+}
+
+}  // namespace
+}  // namespace pytorch_ext
+
+TORCH_LIBRARY_IMPL(pytorch_ext, CPU, m) {
+  m.impl("linear_forward", &pytorch_ext::linear_forward);
+  m.impl("linear_backward", &pytorch_ext::linear_backward);
+}

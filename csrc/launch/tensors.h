@@ -1,0 +1,63 @@
+// What every launcher needs: storage types for torch's dtypes, checks, and new tensors.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <c10/util/Exception.h>
+
+#include "../numerics/kinds.h"
+
+namespace pytorch_ext {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+inline bool is_kernel_dtype(at::ScalarType t) {
+  return t == at::kFloat || t == at::kDouble || t == at::kBFloat16 || t == at::kHalf;
+}
+
+// Runs the body with S the storage type of a dtype: WITH_STORAGE_TYPE("linear", x.scalar_type(), [&] { ... S ... }).
+#define WITH_STORAGE_TYPE(op, dtype, ...)                                                                  \
+  do {                                                                                                     \
+    const at::ScalarType with_dtype = (dtype);                                                             \
+    if (with_dtype == at::kFloat) {                                                                        \
+      using S = float;                                                                                     \
+      __VA_ARGS__();                                                                                       \
+    } else if (with_dtype == at::kDouble) {                                                                \
+      using S = double;                                                                                    \
+      __VA_ARGS__();                                                                                       \
+    } else if (with_dtype == at::kBFloat16) {                                                              \
+      using S = ::pytorch_ext::BFloat16;                                                                   \
+      __VA_ARGS__();                                                                                       \
+    } else if (with_dtype == at::kHalf) {                                                                  \
+      using S = ::pytorch_ext::Half;                                                                       \
+      __VA_ARGS__();                                                                                       \
+    } else {                                                                                               \
+      TORCH_CHECK(false, op ": expected float32, float64, bfloat16 or float16, got ", with_dtype);         \
+    }                                                                                                      \
+  } while (false)
+
+template <class S>
+const S* data(const Tensor& t) {
+  return static_cast<const S*>(t.const_data_ptr());
+}
+template <class S>
+const S* data(const OptionalTensor& t) {
+  return t ? data<S>(*t) : nullptr;
+}
+template <class S>
+S* mutable_data(const Tensor& t) {
+  return t.defined() ? static_cast<S*>(t.mutable_data_ptr()) : nullptr;
+}
+
+// A new contiguous tensor on the device and with the dtype of `like`.
+inline Tensor empty(at::IntArrayRef sizes, const Tensor& like) {
+  return at::empty(sizes, like.options().memory_format(std::nullopt));
+}
+
+inline void check_same(const char* op, const char* name, const Tensor& t, const Tensor& reference) {
+  TORCH_CHECK(t.scalar_type() == reference.scalar_type() && t.device() == reference.device(), op, ": expected ", name,
+              " of ", reference.scalar_type(), " on ", reference.device(), ", got ", t.scalar_type(), " on ", t.device());
+}
+
+}  // namespace pytorch_ext

@@ -1,0 +1,63 @@
+"""A noisy line from scikit-learn, fitted in shuffled batches; writes the loss curve and the line as a picture."""
+
+import digits
+import matplotlib
+import torch
+from sklearn.datasets import make_regression
+
+from pytorch_ext import nn, optim
+
+BIAS = 1.5
+
+
+def make_model():
+    return nn.Linear(1, 1)
+
+
+def points():
+    """100 points x (100, 1), y (100, 1), and the slope of the line they scatter around."""
+    x, y, slope = make_regression(n_samples=100, n_features=1, noise=10, coef=True, bias=BIAS, random_state=0)
+    return torch.tensor(x, dtype=torch.float32), torch.tensor(y, dtype=torch.float32).unsqueeze(1), float(slope)
+
+
+def load_data():
+    x, y, _ = points()
+    return digits.shuffled(x, y, batch_size=16)
+
+
+def train(model, loader, epochs=100):
+    criterion = nn.MSELoss()
+    optimizer = optim.SGD(model.parameters(), lr=1e-2)
+    for _ in range(epochs):
+        for x, y in loader:
+            optimizer.zero_grad()
+            loss = criterion(model(x), y)
+            loss.backward()
+            optimizer.step()
+            yield loss.item()
+
+
+def plot(model, losses, path):
+    """The loss of every step, and the fitted line beside the true one, written to the file `path`."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    x, y, slope = points()
+    ends = torch.stack([x.min(), x.max()]).unsqueeze(1)
+    figure, (curve, line) = plt.subplots(1, 2, figsize=(10, 4))
+    curve.plot(losses)
+    curve.set(xlabel="step", ylabel="mean squared error", yscale="log")
+    line.scatter(x, y, s=10, color="grey", label="points")
+    line.plot(ends, slope * ends + BIAS, label=f"true: {slope:.2f} x + {BIAS:.2f}")
+    fitted = f"fitted: {model.weight.item():.2f} x + {model.bias.item():.2f}"
+    line.plot(ends, model(ends).detach(), "--", label=fitted)
+    line.legend()
+    figure.savefig(path, bbox_inches="tight")
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    model = make_model()
+    losses = list(train(model, load_data()))
+    plot(model, losses, "sklearn_regression.png")
+    print(f"y = {model.weight.item():.2f} x + {model.bias.item():.2f}, pictured in sklearn_regression.png")

@@ -1,0 +1,63 @@
+"""Which paths exist here, and the current choice.
+
+A backend is a namespace: an object with one function per op, named as in ``pytorch_ext.functional``. Such a function
+returns its result, or None for arguments it does not cover, which then take the stock operator.
+"""
+
+import contextlib
+import os
+
+from . import native
+
+
+class Stock:
+    """The namespace that covers nothing: every call takes the stock operators."""
+
+    def __getattr__(self, name):
+        return _covers_nothing
+
+
+def _covers_nothing(*args):
+    return None
+
+
+_BACKENDS = {"stock": Stock()}
+if native.library is not None:
+    _BACKENDS["native"] = native.library
+
+
+class Choice:
+    """The current choice. ``kernels`` is the namespace the functions call."""
+
+    def __init__(self):
+        self.use(os.environ.get("PYTORCH_EXT_BACKEND", "auto"))
+
+    def use(self, name):
+        """Make ``name`` the current backend; ``auto`` is the best one that exists here."""
+        name = ("native" if "native" in _BACKENDS else "stock") if name == "auto" else name
+        if name not in _BACKENDS:
+            raise ValueError(f"backend: expected one of {', '.join(available_backends())}, got {name!r}")
+        self.name = name
+        self.kernels = _BACKENDS[name]
+
+
+def available_backends():
+    """Names that :func:`backend` takes on this machine."""
+    return ["auto", *_BACKENDS]
+
+
+choice = Choice()
+
+
+@contextlib.contextmanager
+def backend(name):
+    """Run everything inside the ``with`` block on one path: ``auto``, ``native`` (C++ and CUDA C++) or ``stock``.
+
+    The environment variable ``PYTORCH_EXT_BACKEND`` sets the default. The choice belongs to the process.
+    """
+    before = choice.name
+    choice.use(name)
+    try:
+        yield
+    finally:
+        choice.use(before)

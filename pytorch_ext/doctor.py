@@ -1,0 +1,112 @@
+"""Names every path of this installation: available or not, and then why not and what to do about it."""
+
+import importlib.util
+import json
+import os
+import pkgutil
+import platform
+from dataclasses import asdict, dataclass, field
+
+import torch
+
+from . import build, native
+from .version import __version__
+
+WAIT = "nothing to do here: such tensors take the stock operators"
+
+
+@dataclass
+class Path:
+    name: str
+    available: bool
+    state: str
+    reason: str = None
+    cure: str = None
+    instruction_sets: list = field(default_factory=list)
+
+    def lines(self):
+        sets = f" (this processor and build have {', '.join(self.instruction_sets)})" if self.instruction_sets else ""
+        yield f"{self.name}: {self.state}{sets}"
+        if self.reason:
+            yield f"  reason: {self.reason}"
+        if self.cure:
+            yield f"  cure: {self.cure}"
+
+
+def cpu_path() -> Path:
+    if native.library is None:
+        return Path("cpu", False, "stock operators only", native.reason, native.cure)
+    sets = list(native.library.available_capabilities())
+    path = Path("cpu", True, native.library.capability(), instruction_sets=sets)
+    wanted = os.environ.get("PYTORCH_EXT_CPU_CAPABILITY")
+    if wanted and wanted not in sets:
+        path.reason = f"PYTORCH_EXT_CPU_CAPABILITY={wanted} was asked for, which is not available here"
+        path.cure = f"set it to one of {', '.join(sets)}, or unset it"
+    return path
+
+
+def cuda_path() -> Path:
+    try:
+        sources = build.cuda_sources(build.source_folder())
+    except build.BuildError:
+        sources = []
+    if not sources:
+        return Path("cuda", False, "not built", "this version has no CUDA kernels", WAIT)
+    if native.library is None:
+        return Path("cuda", False, "not built", native.reason, native.cure)
+    if not native.record.get("cuda"):
+        cure = f"install the CUDA toolkit, then PYTORCH_EXT_BUILD=cuda {native.BUILD}"
+        return Path("cuda", False, "not built", "there was no nvcc when the native part was built", cure)
+    if not torch.cuda.is_available():
+        return Path("cuda", False, "built, no device", *missing_device())
+    return Path("cuda", True, torch.cuda.get_device_name())
+
+
+def triton_path() -> Path:
+    if importlib.util.find_spec("triton") is None:
+        return Path("triton", False, "not installed", "there is no package named triton", "pip install triton")
+    folder = importlib.util.find_spec("pytorch_ext.triton_kernels")
+    if folder is None:
+        reason = "pytorch_ext.triton_kernels is not found: this is a checkout that was not installed"
+        return Path("triton", False, "not installed", reason, "pip install --no-build-isolation --editable .")
+    if not any(pkgutil.iter_modules(folder.submodule_search_locations)):
+        return Path("triton", False, "no kernels", "this version has no Triton kernels", WAIT)
+    if not torch.cuda.is_available():
+        reason, cure = missing_device()
+        return Path("triton", True, "interpreted only (no GPU)", reason, f"{cure}; to interpret, TRITON_INTERPRET=1")
+    return Path("triton", True, torch.cuda.get_device_name())
+
+
+def missing_device():
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA", "install a CUDA build of torch"
+    return "torch finds no CUDA device", "a machine with an NVIDIA GPU and its driver"
+
+
+def examine() -> dict:
+    paths = [cpu_path(), cuda_path(), triton_path()]
+    return {
+        "version": __version__,
+        "python": platform.python_version(),
+        "torch": {"running": torch.__version__, "built_with": native.record.get("torch")},
+        "compiler": native.record.get("compiler"),
+        "threads": torch.get_num_threads(),
+        "paths": {path.name: asdict(path) for path in paths},
+    }
+
+
+def add_arguments(parser):
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def run(arguments) -> int:
+    report = examine()
+    if arguments.json:
+        print(json.dumps(report, indent=2))
+        return 0
+    built_with = report["torch"]["built_with"]
+    print(f"pytorch_ext {report['version']}, Python {report['python']}, {report['threads']} threads")
+    print(f"torch {report['torch']['running']}" + (f", native part built with {built_with}" if built_with else ""))
+    for path in report["paths"].values():
+        print("\n".join(Path(**path).lines()))
+    return 0

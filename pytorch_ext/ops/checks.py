@@ -1,0 +1,25 @@
+"""Checks of an argument's meaning, and the form of every error message: ``<op>: expected <what>, got <what came>``."""
+
+import torch
+
+
+def expect(condition, op, what, got, error=RuntimeError):
+    """Raise ``error`` unless the condition holds."""
+    if not condition:
+        raise error(f"{op}: expected {what}, got {got}")
+
+
+def expect_tensors(op, **arguments):
+    """Every argument is a Tensor (a TypeError otherwise)."""
+    for name, value in arguments.items():
+        expect(isinstance(value, torch.Tensor), op, f"{name} to be a Tensor", type(value).__name__, TypeError)
+
+
+def expect_alike(op, *, dtype=True, **arguments):
+    """All given tensors share one device and, unless autocast will change it, one dtype; None is skipped."""
+    given = [(name, value) for name, value in arguments.items() if value is not None]
+    first_name, first = given[0]
+    dtype = dtype and not torch.is_autocast_enabled(first.device.type)
+    for name, value in given[1:]:
+        expect(value.device == first.device, op, f"{name} on {first.device} as {first_name}", value.device)
+        expect(not dtype or value.dtype == first.dtype, op, f"{name} of {first.dtype} as {first_name}", value.dtype)

@@ -1,0 +1,47 @@
+"""How a function finds its path when the eager kernels have not taken the call.
+
+Every function of the package reads alike::
+
+    if not is_dynamo_compiling():
+        result = choice.kernels.<op>(...)          # eager: one native call, None where it does not apply
+        if result is not None:
+            return result
+    if not overridden(...):                         # plain tensors: say what is wrong with them, if anything is
+        check(...)
+        if traceable(...):                          # torch.compile, torch.export: the registered operator
+            return torch.ops.pytorch_ext.<op>(...)
+    return <the stock composition>                  # everything else: subclasses, transforms, other dtypes and devices
+"""
+
+import torch
+from torch.compiler import is_dynamo_compiling
+
+from .. import native
+from ..backends import choice
+
+__all__ = ["KERNEL_DTYPES", "choice", "is_dynamo_compiling", "overridden", "products_are_ieee", "traceable"]
+
+KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+KERNEL_DEVICES = ("cpu",)
+
+
+def overridden(*arguments):
+    """Whether a ``__torch_function__`` of an argument, or of a mode, decides what the call means."""
+    return torch.overrides.has_torch_function(arguments)
+
+
+def traceable(*tensors):
+    """Whether Dynamo is tracing and the registered operators cover these tensors (None is skipped)."""
+    if not is_dynamo_compiling() or native.library is None or choice.name == "stock":
+        return False
+    return all(t is None or (t.dtype in KERNEL_DTYPES and t.device.type in KERNEL_DEVICES) for t in tensors)
+
+
+def products_are_ieee(tensor):
+    """Whether torch's flags leave float32 products in float32; a user may have turned TF32 or bfloat16 products on."""
+    return tensor.dtype != torch.float32 or _fp32_precision(tensor.device.type) not in ("tf32", "bf16")
+
+
+@torch.compiler.assume_constant_result  # the flags' module is closed to Dynamo
+def _fp32_precision(device):
+    return (torch.backends.cuda if device == "cuda" else torch.backends.mkldnn).matmul.fp32_precision
