@@ -15,7 +15,7 @@ def load_data():
 
 
 def attend(q, k, v):
-    scores = matmul(q, k.transpose(-2, -1)) / math.sqrt(q.shape[-1])
+    scores = matmul(q, k.transpose(-2, -1)) * (1 / math.sqrt(q.shape[-1]))
     weights = F.softmax(scores, dim=-1)
     return matmul(weights, v), weights
 

@@ -17,6 +17,7 @@ try:
 except ImportError as error:
     sys.exit(f"demo: expected the package {error.name}: pip install matplotlib rich scikit-learn")
 
+import digits
 import torch
 from demo_rows import ROWS
 from demo_run import run_row
@@ -45,8 +46,14 @@ def parse_arguments(arguments):
         value = getattr(options, name)
         if value is not None and value < 1:
             parser.error(f"--{name}: expected a positive number, got {value}")
-    if options.data is not None and not options.data.is_dir():
-        parser.error(f"--data: expected a folder, got {options.data}")
+    if options.data is not None:
+        if not options.data.is_dir():
+            parser.error(f"--data: expected a folder, got {options.data}")
+        try:
+            for part in digits.MNIST_FILES:
+                digits.load_digits(part, options.data)
+        except (FileNotFoundError, ValueError) as error:
+            parser.error(f"--data: {error}")
     reason = why_unavailable(options.path)
     if reason:
         parser.error(f"--path {options.path}: not available here: {reason}")
@@ -114,12 +121,7 @@ def main(arguments=None):
     if not console.is_terminal:
         console = Console(width=TABLE_WIDTH)
     rows = [row for row in ROWS if not options.model or row.name in options.model]
-    try:
-        results = run_rows(rows, options, console)
-    except (FileNotFoundError, ValueError) as error:
-        if options.data is None:
-            raise
-        sys.exit(f"demo: {error}")
+    results = run_rows(rows, options, console)
     heading = f"path {options.path}, {torch.get_num_threads()} threads, beside torch {torch.__version__}"
     console.print(table_of(results, heading))
     console.print("difference: largest of the loss curve, or of the figures, relative to stock PyTorch's.")

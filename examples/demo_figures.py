@@ -60,16 +60,7 @@ def step_times(results):
 
 
 def fitted_line(result):
-    x, y, slope = result.script.points()
-    ends = torch.stack([x.min(), x.max()])
-    model = result.models[0].cpu()
-    figure, axis = plt.subplots(figsize=(6, 4))
-    axis.scatter(x, y, s=10, color="grey", label="points")
-    axis.plot(ends, slope * ends + result.script.BIAS, label=f"true: {slope:.2f} x + {result.script.BIAS:.2f}")
-    label = f"fitted: {model.weight.item():.2f} x + {model.bias.item():.2f}"
-    axis.plot(ends, model(ends.unsqueeze(1)).detach(), "--", label=label)
-    axis.legend()
-    return figure
+    return result.script.plot(result.models[0].cpu(), result.losses[0])
 
 
 def confusion_of_digits(result):
@@ -78,7 +69,7 @@ def confusion_of_digits(result):
     predicted = result.models[0].cpu().eval()(images).argmax(dim=1)
     counts = torch.bincount(10 * labels + predicted, minlength=100).reshape(10, 10)
     figure, axis = plt.subplots(figsize=(5, 5))
-    axis.imshow(counts, cmap="Blues")
+    axis.imshow(counts.numpy(), cmap="Blues")
     for row, column in np.ndindex(10, 10):
         if counts[row, column]:
             shade = "white" if counts[row, column] > counts.max() / 2 else "black"
@@ -113,7 +104,7 @@ def generated_points(result):
 
 def attention_weights(result):
     figure, axis = plt.subplots(figsize=(5, 4))
-    image = axis.imshow(result.figures["weights"][0].cpu(), cmap="viridis")
+    image = axis.imshow(result.figures["weights"][0].cpu().numpy(), cmap="viridis")
     axis.set(xlabel="key", ylabel="query")
     figure.colorbar(image)
     return figure

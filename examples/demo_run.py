@@ -127,8 +127,8 @@ def steps_per_epoch(data):
     return sum(map(len, loaders)) if loaders else 1
 
 
-def curve_difference(ours, stock, compared=None):
-    """The largest relative difference of two loss curves, of their first `compared` steps where that is given.
+def curve_difference(ours, stock, compared):
+    """The largest relative difference of two loss curves in their first `compared` steps.
 
     A loss that has fallen to a thousandth of its start is a small rest of large terms; its rounding is theirs, so the
     difference is then taken relative to that thousandth.

@@ -1,4 +1,6 @@
-"""A noisy line from scikit-learn, fitted in shuffled batches; writes the loss curve and the line as a picture."""
+"""A noisy line from scikit-learn, fitted in shuffled batches; the loss curve and the line are drawn to a file."""
+
+from pathlib import Path
 
 import digits
 import matplotlib
@@ -37,8 +39,8 @@ def train(model, loader, epochs=100):
             yield loss.item()
 
 
-def plot(model, losses, path):
-    """The loss of every step, and the fitted line beside the true one, written to the file `path`."""
+def plot(model, losses):
+    """A matplotlib figure: the loss of every step, and the fitted line beside the true one."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -52,12 +54,13 @@ def plot(model, losses, path):
     fitted = f"fitted: {model.weight.item():.2f} x + {model.bias.item():.2f}"
     line.plot(ends, model(ends).detach(), "--", label=fitted)
     line.legend()
-    figure.savefig(path, bbox_inches="tight")
-    plt.close(figure)
+    return figure
 
 
 if __name__ == "__main__":
     model = make_model()
     losses = list(train(model, load_data()))
-    plot(model, losses, "sklearn_regression.png")
-    print(f"y = {model.weight.item():.2f} x + {model.bias.item():.2f}, pictured in sklearn_regression.png")
+    drawing = Path("demo-output") / "sklearn_regression.png"
+    drawing.parent.mkdir(exist_ok=True)
+    plot(model, losses).savefig(drawing, bbox_inches="tight")
+    print(f"y = {model.weight.item():.2f} x + {model.bias.item():.2f}, drawn in {drawing}")

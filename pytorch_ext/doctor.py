@@ -12,7 +12,7 @@ import torch
 from . import build, native
 from .version import __version__
 
-WAIT = "nothing to do here: such tensors take the stock operators"
+NONE_NEEDED = "none needed: every tensor takes another path, or the stock operators"
 
 
 @dataclass
@@ -51,7 +51,7 @@ def cuda_path() -> Path:
     except build.BuildError:
         sources = []
     if not sources:
-        return Path("cuda", False, "not built", "this version has no CUDA kernels", WAIT)
+        return Path("cuda", False, "not built", "this version has no CUDA kernels", NONE_NEEDED)
     if native.library is None:
         return Path("cuda", False, "not built", native.reason, native.cure)
     if not native.record.get("cuda"):
@@ -70,7 +70,7 @@ def triton_path() -> Path:
         reason = "pytorch_ext.triton_kernels is not found: this is a checkout that was not installed"
         return Path("triton", False, "not installed", reason, "pip install --no-build-isolation --editable .")
     if not any(pkgutil.iter_modules(folder.submodule_search_locations)):
-        return Path("triton", False, "no kernels", "this version has no Triton kernels", WAIT)
+        return Path("triton", False, "no kernels", "this version has no Triton kernels", NONE_NEEDED)
     if not torch.cuda.is_available():
         reason, cure = missing_device()
         return Path("triton", True, "interpreted only (no GPU)", reason, f"{cure}; to interpret, TRITON_INTERPRET=1")

@@ -40,7 +40,7 @@ def read_record():
     """(what the library was built with, why that is unknown): {} and no reason where nothing was built."""
     try:
         record = json.loads((FOLDER / "_native.json").read_text())
-        return (record, None) if isinstance(record, dict) else ({}, "_native.json is not a record of a build")
+        return (record, None) if record and isinstance(record, dict) else ({}, "_native.json records no build")
     except FileNotFoundError:
         built = any(FOLDER.glob("_native.*.so"))
         return {}, "_native.json, the record of its build, is missing" if built else None

@@ -1,5 +1,6 @@
 // Largest error of every function of csrc/numerics/functions.h over every float32 input, against libm in double.
-// g++ -std=c++17 -O3 -march=native -ffp-contract=off -fno-math-errno -fopenmp tests/scan_functions.cpp -o /tmp/scan && /tmp/scan
+// g++ -std=c++17 -O3 -march=native -ffp-contract=off -fno-math-errno -fopenmp tests/scan_functions.cpp -o scan &&
+// ./scan
 #include <cfloat>
 #include <cstdio>
 
@@ -45,7 +46,8 @@ void scan(const char* name, F f, Exact exact) {
     float x[block], y[block];
 #pragma omp for schedule(dynamic, 64)
     for (int64_t first = 0; first < int64_t(1) << 32; first += block) {
-      for (int64_t i = 0; i < block; i++) x[i] = numerics::from_bits(static_cast<int32_t>(static_cast<uint32_t>(first + i)));
+      for (int64_t i = 0; i < block; i++)
+        x[i] = numerics::from_bits(static_cast<int32_t>(static_cast<uint32_t>(first + i)));
       for (int64_t i = 0; i < block; i += FloatV::size) numerics::store(y + i, f(numerics::load(x + i)));
       for (int64_t i = 0; i < block; i++) compare(x[i], y[i], exact(static_cast<double>(x[i])), own);
     }
@@ -67,7 +69,9 @@ double exp_nonpositive(double x) { return std::fabs(x) > 87 ? 0 : std::exp(-std:
 
 int main() {
   scan("exp", [](FloatV x) { return numerics::exp(x); }, [](double x) { return std::exp(x); });
-  scan("exp_nonpositive", [](FloatV x) { return numerics::exp_nonpositive(numerics::neg(numerics::abs(x))); }, exp_nonpositive);
+  scan(
+      "exp_nonpositive", [](FloatV x) { return numerics::exp_nonpositive(numerics::neg(numerics::abs(x))); },
+      exp_nonpositive);
   scan("log", [](FloatV x) { return numerics::log(x); }, [](double x) { return std::log(x); });
   scan("log1p", [](FloatV x) { return numerics::log1p(x); }, [](double x) { return std::log1p(x); });
   scan("sigmoid", [](FloatV x) { return numerics::sigmoid(x); }, sigmoid);

@@ -8,10 +8,11 @@
 
 namespace pytorch_ext {
 
-#define PYTORCH_EXT_DECLARE(isa) \
-  namespace isa {                \
-  template <class S>             \
-  void apply_function(Function f, int64_t n, const S* x, S* y); /* x and y may be the same array; S float or double */ \
+// y[i] = f(x[i]) for S float or double. x and y may be the same array.
+#define PYTORCH_EXT_DECLARE(isa)                                \
+  namespace isa {                                               \
+  template <class S>                                            \
+  void apply_function(Function f, int64_t n, const S* x, S* y); \
   }
 PYTORCH_EXT_EACH_ISA(PYTORCH_EXT_DECLARE)
 #undef PYTORCH_EXT_DECLARE

@@ -9,6 +9,12 @@
 #include "scratch.h"
 
 namespace pytorch_ext::PYTORCH_EXT_ISA {
+
+// How the blocks of one product lie: `down` by `across` of them.
+struct Grid {
+  int64_t down, across;
+};
+
 namespace {
 
 // Below this many multiplications another thread costs more than it saves.
@@ -164,11 +170,6 @@ void multiply_block(const Block<S>& p) {
   }
   multiply_tiles(p);
 }
-
-// How the blocks of one product lie: `down` by `across` of them.
-struct Grid {
-  int64_t down, across;
-};
 
 // The grid of at most `threads` blocks whose largest block is least work, counting an element of A packed as 4
 // multiplications and one of B, transposed, as 8.

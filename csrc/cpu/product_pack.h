@@ -40,20 +40,28 @@ struct Squares {
   }
 };
 
+// Pairs (i, i + DISTANCE); the distances go 2, 1 inside 128 bits of float, 1 of double, then upwards.
+template <int DISTANCE, class T>
+INLINE_HD void transpose_step(Vector<T>* rows) {
+  using Q = Squares<T>;
+  constexpr std::make_integer_sequence<int, Q::lanes> all{};
+#pragma GCC unroll 8
+  for (int pair = 0; pair < Q::lanes / 2; pair++) {
+    const int i = pair / DISTANCE * DISTANCE * 2 + pair % DISTANCE;
+    if constexpr (DISTANCE < Q::block)
+      Q::interleave(rows[i], rows[i + DISTANCE], all);
+    else
+      Q::exchange_blocks(rows[i], rows[i + DISTANCE], all);
+  }
+}
+
 template <class T>
 INLINE_HD void transpose(Vector<T>* rows) {
   using Q = Squares<T>;
-  constexpr std::make_integer_sequence<int, Q::lanes> all{};
-#pragma GCC unroll 4
-  for (int distance = Q::block / 2; distance >= 1; distance /= 2)
-#pragma GCC unroll 16
-    for (int i = 0; i < Q::lanes; i++)
-      if (!(i & distance)) Q::interleave(rows[i], rows[i + distance], all);
-#pragma GCC unroll 4
-  for (int distance = Q::block; distance < Q::lanes; distance *= 2)
-#pragma GCC unroll 16
-    for (int i = 0; i < Q::lanes; i++)
-      if (!(i & distance)) Q::exchange_blocks(rows[i], rows[i + distance], all);
+  if constexpr (Q::block == 4) transpose_step<2>(rows);
+  transpose_step<1>(rows);
+  if constexpr (Q::blocks >= 2) transpose_step<Q::block>(rows);
+  if constexpr (Q::blocks >= 4) transpose_step<2 * Q::block>(rows);
 }
 
 // A square of lines[i][k], i < count and k < length, transposed: squares[k] holds lane i. The last line stands in for those

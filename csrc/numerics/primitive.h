@@ -80,8 +80,12 @@ INLINE_HD float from_bits(int32_t a) {
 }
 
 // Integers: wrap-around arithmetic, arithmetic right shift. to_float is exact for |a| < 2^24, all that is asked of it.
-INLINE_HD int32_t add(int32_t a, int32_t b) { return static_cast<int32_t>(static_cast<uint32_t>(a) + static_cast<uint32_t>(b)); }
-INLINE_HD int32_t sub(int32_t a, int32_t b) { return static_cast<int32_t>(static_cast<uint32_t>(a) - static_cast<uint32_t>(b)); }
+INLINE_HD int32_t add(int32_t a, int32_t b) {
+  return static_cast<int32_t>(static_cast<uint32_t>(a) + static_cast<uint32_t>(b));
+}
+INLINE_HD int32_t sub(int32_t a, int32_t b) {
+  return static_cast<int32_t>(static_cast<uint32_t>(a) - static_cast<uint32_t>(b));
+}
 INLINE_HD int32_t bit_and(int32_t a, int32_t b) { return a & b; }
 INLINE_HD int32_t bit_or(int32_t a, int32_t b) { return a | b; }
 INLINE_HD int32_t shift_left(int32_t a, int n) { return static_cast<int32_t>(static_cast<uint32_t>(a) << n); }

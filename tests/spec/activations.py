@@ -6,7 +6,7 @@ for gelu, gelu_tanh and silu.
 
 import numpy as np
 
-from .arithmetic import float32, fma
+from .arithmetic import float32, fma, ieee
 from .functions import erf, exp, sigmoid, tanh
 
 ZERO, HALF, ONE = float32(0), float32(0.5), float32(1)
@@ -26,10 +26,12 @@ def relu_gradient(g, y):
     return np.where(y <= 0, ZERO, g)
 
 
+@ieee
 def sigmoid_gradient(g, y):
     return g * (y * (ONE - y))
 
 
+@ieee
 def tanh_gradient(g, y):
     return g * fma(-y, y, ONE)
 
@@ -38,11 +40,13 @@ def _normal_distribution(z):
     return HALF * (ONE + erf(z * SQRT_HALF))
 
 
+@ieee
 def gelu(z):
     """z Phi(z), Phi(z) = (1 + erf(z / sqrt 2)) / 2."""
     return z * _normal_distribution(z)
 
 
+@ieee
 def gelu_gradient(g, z):
     """Phi(z) + z e^(-z^2 / 2) / sqrt(2 pi)."""
     density = DENSITY_AT_ZERO * exp((z * z) * -HALF)
@@ -53,11 +57,13 @@ def _gelu_tanh_inner(z):
     return SQRT_TWO_OVER_PI * fma(CUBIC, (z * z) * z, z)
 
 
+@ieee
 def gelu_tanh(z):
     """z (1 + tanh(u)) / 2, u = sqrt(2 / pi) (z + 0.044715 z^3)."""
     return (HALF * z) * (ONE + tanh(_gelu_tanh_inner(z)))
 
 
+@ieee
 def gelu_tanh_gradient(g, z):
     t = tanh(_gelu_tanh_inner(z))
     slope = SQRT_TWO_OVER_PI * fma(THREE_CUBIC, z * z, ONE)
@@ -65,11 +71,13 @@ def gelu_tanh_gradient(g, z):
     return g * fma(HALF, ONE + t, right)
 
 
+@ieee
 def silu(z):
     """z sigmoid(z)."""
     return z * sigmoid(z)
 
 
+@ieee
 def silu_gradient(g, z):
     s = sigmoid(z)
     return g * (s * fma(z, ONE - s, ONE))

@@ -9,6 +9,7 @@ Infinities and finite results count bit by bit. NaN counts by its position alone
 import numpy as np
 
 NAN, INFINITY = np.float32(np.nan), np.float32(np.inf)
+ieee = np.errstate(all="ignore")  # a decorator: overflow, underflow and NaN are results here, not warnings
 
 
 def float32(x):
@@ -21,6 +22,7 @@ def as_arrays(*values):
     return np.broadcast_arrays(*(np.asarray(v, np.float32) for v in values))
 
 
+@ieee
 def fma(a, b, c):
     """a * b + c with one rounding.
 
@@ -28,15 +30,14 @@ def fma(a, b, c):
     where anything was cut off. 53 bits so rounded are at least 24 + 2, so the rounding to float sees what it needs.
     """
     a, b, c = (v.astype(np.float64) for v in as_arrays(a, b, c))
-    with np.errstate(all="ignore"):
-        product = a * b
-        total = product + c
-        part = total - product
-        error = (product - (total - part)) + (c - part)  # product + c - total, exactly
-        inexact = np.isfinite(total) & (error != 0)
-        toward_zero = np.where((error < 0) == (total > 0), np.nextafter(total, 0), total)
-        odd = (np.where(inexact, toward_zero, total).view(np.int64) | inexact).view(np.float64)
-        return odd.astype(np.float32)
+    product = a * b
+    total = product + c
+    part = total - product
+    error = (product - (total - part)) + (c - part)  # product + c - total, exactly
+    inexact = np.isfinite(total) & (error != 0)
+    toward_zero = np.where((error < 0) == (total > 0), np.nextafter(total, 0), total)
+    odd = (np.where(inexact, toward_zero, total).view(np.int64) | inexact).view(np.float64)
+    return odd.astype(np.float32)
 
 
 def maximum(a, b):

@@ -8,7 +8,7 @@ import functools
 
 import numpy as np
 
-from .arithmetic import INFINITY, NAN, bits, float32, fma, from_bits, maximum, minimum, polynomial
+from .arithmetic import INFINITY, NAN, bits, float32, fma, from_bits, ieee, maximum, minimum, polynomial
 
 EXP = ("0x1.6ac36cp-10", "0x1.123da6p-7", "0x1.555858p-5", "0x1.55548cp-3", "0x1.fffffcp-2", 1, 1)
 LOG = (
@@ -26,13 +26,13 @@ LN2_HIGH, LN2_LOW = float32("0x1.62e430p-1"), float32("-0x1.05c610p-29")
 
 
 def float32_function(function):
-    """Takes anything array-like as float32, and silences what branches not taken raise."""
+    """Takes anything array-like as float32."""
 
     @functools.wraps(function)
+    @ieee
     def wrapped(x):
         x = np.asarray(x, np.float32)
-        with np.errstate(all="ignore"):
-            return function(x.reshape(-1)).reshape(x.shape)
+        return function(x.reshape(-1)).reshape(x.shape)
 
     return wrapped
 

@@ -2,13 +2,14 @@
 
 import numpy as np
 
-from .arithmetic import fma
+from .arithmetic import fma, ieee
 
 CHUNK = 256
 LANES = 64
 SEGMENT = 4096
 
 
+@ieee
 def product(A, B):
     """A (..., M, K) times B (..., K, N).
 
@@ -26,11 +27,13 @@ def product(A, B):
     return total
 
 
+@ieee
 def sum_columns(x):
     """The sum of x over its first dimension: the rule of every sum that is not a product.
 
-    Element i goes to lane i mod 64, ascending; lanes start at +0. Then the upper half of the lanes is added to the lower:
-    32, 16, 8, 4, 2, 1. More than 4096 elements are cut into segments of 4096, whose results are summed by the same rule.
+    Element i goes to lane i mod 64, ascending; lanes start at +0. Then the upper half of the lanes is added to the
+    lower: 32, 16, 8, 4, 2, 1. More than 4096 elements are cut into segments of 4096, whose results are summed by the
+    same rule.
     """
     x = np.asarray(x, np.float32)
     if len(x) > SEGMENT:
