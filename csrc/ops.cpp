@@ -5,16 +5,47 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
+#include "autograd/dropout.h"
 #include "cpu/capability.h"
 #include "eager.h"
 #include "launch/covers.h"
 #include "launch/optimizers.h"
+#include "launch/reduce.h"
 
 TORCH_LIBRARY(pytorch_ext, m) {
   m.def("linear(Tensor input, Tensor weight, Tensor? bias, str activation) -> Tensor");
   m.def("linear_forward(Tensor input, Tensor weight, Tensor? bias, str activation) -> (Tensor, Tensor)");
   m.def("linear_backward(Tensor grad, Tensor input, Tensor weight, Tensor? saved, str activation, bool[3] mask)"
         " -> (Tensor, Tensor, Tensor)");
+
+  m.def("matmul(Tensor input, Tensor other) -> Tensor");
+  m.def("matmul_forward(Tensor input, Tensor other) -> Tensor");
+  m.def("matmul_backward(Tensor grad, Tensor input, Tensor other, bool[2] mask) -> (Tensor, Tensor)");
+
+  m.def("dropout(Tensor input, float p, Tensor key) -> Tensor");
+  m.def("dropout_forward(Tensor input, float p, Tensor key) -> Tensor");
+  m.def("dropout_key() -> Tensor", {at::Tag::nondeterministic_seeded});
+
+  m.def("mse_loss(Tensor input, Tensor target, Tensor? weight, int reduction) -> Tensor");
+  m.def("binary_cross_entropy(Tensor input, Tensor target, Tensor? weight, int reduction) -> Tensor");
+  m.def("binary_cross_entropy_with_logits(Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, int reduction)"
+        " -> Tensor");
+  m.def("elementwise_loss_forward(Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, str loss,"
+        " int reduction, bool[2] mask) -> (Tensor, Tensor, Tensor)");
+  m.def("elementwise_loss_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, str loss,"
+        " int reduction, bool[2] mask) -> (Tensor, Tensor)");
+
+  m.def("cross_entropy(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index, float label_smoothing)"
+        " -> Tensor");
+  m.def("cross_entropy_forward(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index,"
+        " float label_smoothing, bool with_gradient) -> (Tensor, Tensor)");
+  m.def("cross_entropy_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index,"
+        " float label_smoothing, bool[2] mask) -> (Tensor, Tensor)");
+
+  m.def("nll_loss(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index) -> Tensor");
+  m.def("nll_loss_forward(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index) -> Tensor");
+  m.def("nll_loss_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index)"
+        " -> Tensor");
 }
 
 namespace pytorch_ext::ops {
@@ -43,6 +74,68 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad, const Ten
                                                    const OptionalTensor& saved, std::string_view activation,
                                                    std::array<bool, 3> mask) {
   CALL(linear_backward, grad, input, weight, saved, activation, mask);
+}
+
+Tensor matmul(const Tensor& input, const Tensor& other) { CALL(matmul, input, other); }
+Tensor matmul_forward(const Tensor& input, const Tensor& other) { CALL(matmul_forward, input, other); }
+std::tuple<Tensor, Tensor> matmul_backward(const Tensor& grad, const Tensor& input, const Tensor& other,
+                                           std::array<bool, 2> mask) {
+  CALL(matmul_backward, grad, input, other, mask);
+}
+
+Tensor dropout(const Tensor& input, double p, const Tensor& key) { CALL(dropout, input, p, key); }
+Tensor dropout_forward(const Tensor& input, double p, const Tensor& key) { CALL(dropout_forward, input, p, key); }
+Tensor dropout_key() { CALL(dropout_key); }
+
+Tensor mse_loss(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction) {
+  CALL(mse_loss, input, target, weight, reduction);
+}
+Tensor binary_cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction) {
+  CALL(binary_cross_entropy, input, target, weight, reduction);
+}
+Tensor binary_cross_entropy_with_logits(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                                        const OptionalTensor& pos_weight, int64_t reduction) {
+  CALL(binary_cross_entropy_with_logits, input, target, weight, pos_weight, reduction);
+}
+std::tuple<Tensor, Tensor, Tensor> elementwise_loss_forward(const Tensor& input, const Tensor& target,
+                                                            const OptionalTensor& weight,
+                                                            const OptionalTensor& pos_weight, std::string_view loss,
+                                                            int64_t reduction, std::array<bool, 2> mask) {
+  CALL(elementwise_loss_forward, input, target, weight, pos_weight, loss, reduction, mask);
+}
+std::tuple<Tensor, Tensor> elementwise_loss_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
+                                                     const OptionalTensor& weight, const OptionalTensor& pos_weight,
+                                                     std::string_view loss, int64_t reduction,
+                                                     std::array<bool, 2> mask) {
+  CALL(elementwise_loss_backward, grad, input, target, weight, pos_weight, loss, reduction, mask);
+}
+
+Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
+                     int64_t ignore_index, double label_smoothing) {
+  CALL(cross_entropy, input, target, weight, reduction, ignore_index, label_smoothing);
+}
+std::tuple<Tensor, Tensor> cross_entropy_forward(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                                                 int64_t reduction, int64_t ignore_index, double label_smoothing,
+                                                 bool with_gradient) {
+  CALL(cross_entropy_forward, input, target, weight, reduction, ignore_index, label_smoothing, with_gradient);
+}
+std::tuple<Tensor, Tensor> cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
+                                                  const OptionalTensor& weight, int64_t reduction, int64_t ignore_index,
+                                                  double label_smoothing, std::array<bool, 2> mask) {
+  CALL(cross_entropy_backward, grad, input, target, weight, reduction, ignore_index, label_smoothing, mask);
+}
+
+Tensor nll_loss(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
+                int64_t ignore_index) {
+  CALL(nll_loss, input, target, weight, reduction, ignore_index);
+}
+Tensor nll_loss_forward(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
+                        int64_t ignore_index) {
+  CALL(nll_loss_forward, input, target, weight, reduction, ignore_index);
+}
+Tensor nll_loss_backward(const Tensor& grad, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                         int64_t reduction, int64_t ignore_index) {
+  CALL(nll_loss_backward, grad, input, target, weight, reduction, ignore_index);
 }
 
 #undef CALL
@@ -74,5 +167,15 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("set_capability", &set_capability);
 
   m.def("linear", &eager<&ops::linear, &covers_linear>::call);
+  m.def("matmul", &eager<&ops::matmul, &covers_matmul>::call);
+  m.def("dropout", &eager<&dropout_with_new_key, &covers_dropout>::call);
+  m.def("sum_to_size", [](const at::Tensor& t, const std::vector<int64_t>& sizes) { return sum_to_size(t, sizes); });
+  m.def("mse_loss", &eager<&ops::mse_loss, &covers_mse_loss>::call);
+  m.def("mse_loss_broadcast", &eager<&ops::mse_loss, &covers_mse_loss_broadcast>::call);
+  m.def("binary_cross_entropy", &eager<&ops::binary_cross_entropy, &covers_binary_cross_entropy>::call);
+  m.def("binary_cross_entropy_with_logits",
+        &eager<&ops::binary_cross_entropy_with_logits, &covers_binary_cross_entropy_with_logits>::call);
+  m.def("cross_entropy", &eager<&ops::cross_entropy, &covers_cross_entropy>::call);
+  m.def("nll_loss", &eager<&ops::nll_loss, &covers_nll_loss>::call);
   define_optimizers(m);
 }

@@ -20,4 +20,44 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad, const Ten
                                                    const OptionalTensor& saved, std::string_view activation,
                                                    std::array<bool, 3> mask);
 
+Tensor matmul(const Tensor& input, const Tensor& other);
+Tensor matmul_forward(const Tensor& input, const Tensor& other);
+std::tuple<Tensor, Tensor> matmul_backward(const Tensor& grad, const Tensor& input, const Tensor& other,
+                                           std::array<bool, 2> mask);
+
+Tensor dropout(const Tensor& input, double p, const Tensor& key);
+Tensor dropout_forward(const Tensor& input, double p, const Tensor& key);
+Tensor dropout_key();
+
+Tensor mse_loss(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction);
+Tensor binary_cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction);
+Tensor binary_cross_entropy_with_logits(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                                        const OptionalTensor& pos_weight, int64_t reduction);
+// `loss` is the name of one of the three above. The forward's gradients are those for a gradient of 1.
+std::tuple<Tensor, Tensor, Tensor> elementwise_loss_forward(const Tensor& input, const Tensor& target,
+                                                            const OptionalTensor& weight,
+                                                            const OptionalTensor& pos_weight, std::string_view loss,
+                                                            int64_t reduction, std::array<bool, 2> mask);
+std::tuple<Tensor, Tensor> elementwise_loss_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
+                                                     const OptionalTensor& weight, const OptionalTensor& pos_weight,
+                                                     std::string_view loss, int64_t reduction,
+                                                     std::array<bool, 2> mask);
+
+// The forward's gradient is the input's for a loss gradient of 1.
+Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
+                     int64_t ignore_index, double label_smoothing);
+std::tuple<Tensor, Tensor> cross_entropy_forward(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                                                 int64_t reduction, int64_t ignore_index, double label_smoothing,
+                                                 bool with_gradient);
+std::tuple<Tensor, Tensor> cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
+                                                  const OptionalTensor& weight, int64_t reduction, int64_t ignore_index,
+                                                  double label_smoothing, std::array<bool, 2> mask);
+
+Tensor nll_loss(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
+                int64_t ignore_index);
+Tensor nll_loss_forward(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
+                        int64_t ignore_index);
+Tensor nll_loss_backward(const Tensor& grad, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                         int64_t reduction, int64_t ignore_index);
+
 }  // namespace pytorch_ext::ops

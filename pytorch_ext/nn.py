@@ -5,7 +5,7 @@ from torch.nn import *  # noqa: F403
 
 from . import functional
 
-__all__ = ["Linear", "functional"]
+__all__ = ["BCELoss", "BCEWithLogitsLoss", "CrossEntropyLoss", "Dropout", "Linear", "MSELoss", "NLLLoss", "functional"]
 
 
 def __getattr__(name):
@@ -25,3 +25,56 @@ class Linear(torch.nn.Linear):
     def extra_repr(self):
         activation = f", activation={self.activation!r}" if self.activation else ""
         return super().extra_repr() + activation
+
+
+class Dropout(torch.nn.Dropout):
+    """``torch.nn.Dropout`` with the mask of :func:`pytorch_ext.functional.dropout`."""
+
+    def forward(self, input):
+        return functional.dropout(input, self.p, self.training, self.inplace)
+
+
+class MSELoss(torch.nn.MSELoss):
+    """``torch.nn.MSELoss``."""
+
+    def forward(self, input, target):
+        return functional.mse_loss(input, target, reduction=self.reduction)
+
+
+class BCELoss(torch.nn.BCELoss):
+    """``torch.nn.BCELoss``."""
+
+    def forward(self, input, target):
+        return functional.binary_cross_entropy(input, target, self.weight, reduction=self.reduction)
+
+
+class BCEWithLogitsLoss(torch.nn.BCEWithLogitsLoss):
+    """``torch.nn.BCEWithLogitsLoss``."""
+
+    def forward(self, input, target):
+        return functional.binary_cross_entropy_with_logits(
+            input, target, self.weight, reduction=self.reduction, pos_weight=self.pos_weight
+        )
+
+
+class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
+    """``torch.nn.CrossEntropyLoss``."""
+
+    def forward(self, input, target):
+        return functional.cross_entropy(
+            input,
+            target,
+            self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+        )
+
+
+class NLLLoss(torch.nn.NLLLoss):
+    """``torch.nn.NLLLoss``."""
+
+    def forward(self, input, target):
+        return functional.nll_loss(
+            input, target, self.weight, ignore_index=self.ignore_index, reduction=self.reduction
+        )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import pytorch_ext
-from pytorch_ext import build, native
+from pytorch_ext import build, doctor, native
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(pytorch_ext.__file__).resolve().parent
@@ -22,7 +22,7 @@ import json, warnings
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import pytorch_ext
-    from pytorch_ext import build, native
+    from pytorch_ext import build, doctor, native
 messages = [str(w.message) for w in caught if "pytorch_ext" in str(w.message)]
 import torch
 y = pytorch_ext.functional.linear(torch.ones(2, 3), torch.ones(4, 3))
@@ -113,6 +113,15 @@ def test_the_native_part_can_be_switched_off(monkeypatch):
     library, record, reason, cure = native.load()
     assert library is None
     assert "PYTORCH_EXT_NATIVE" in reason and "PYTORCH_EXT_NATIVE" in cure
+
+
+@needs_library
+def test_the_doctor_names_an_instruction_set_that_was_asked_for_in_vain(monkeypatch):
+    sets = native.library.available_capabilities()
+    assert set(sets) <= set(build.instruction_sets()) and native.library.capability() in sets
+    monkeypatch.setenv("PYTORCH_EXT_CPU_CAPABILITY", "avx1024")
+    path = doctor.cpu_path()
+    assert path.available and "avx1024" in path.reason and sets[-1] in path.cure
 
 
 @pytest.fixture

@@ -24,11 +24,14 @@ constexpr double WORK_PER_THREAD = 1e5;
 constexpr int64_t PACKED_B_BYTES = 1 << 20, PACKED_A_BYTES = 192 << 10;
 // Sums of 16-bit results, which C cannot hold.
 constexpr int64_t TOTAL_BYTES = 1 << 20;
+// A chunk of B up to this size stays in the nearest cache, so that C can be written row after row.
+constexpr int64_t NEAREST_CACHE_BYTES = 32 << 10;
 // Packing A pays when this many panels of B read it, packing B when more than so many tiles do.
 constexpr int64_t PANELS_TO_PACK_A = 5, TILES_TO_PACK_B = 3;
 
 INLINE_HD int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE_HD int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+INLINE_HD bool is_power_of_2(int64_t a) { return (a & (a - 1)) == 0; }
 INLINE_HD int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Memory that a thread keeps from call to call.
@@ -108,32 +111,38 @@ void multiply_cached(const Block<S>& p, TileShape shape) {
   else
     total = kept_totals.get<T>(p.M * p.N);
 
-  T* packed = packed_b.get<T>(panels * width * PRODUCT_CHUNK);
+  const int64_t depth = smaller(p.K, PRODUCT_CHUNK);
+  const bool rows_outside = panels * width * depth * int64_t(sizeof(T)) <= NEAREST_CACHE_BYTES;
+  T* packed = packed_b.get<T>(panels * width * depth);
   int64_t k = 0;
   do {
     const int64_t length = smaller(p.K - k, PRODUCT_CHUNK);
     const bool last = k + PRODUCT_CHUNK >= p.K;
+    auto in_place = [&](int64_t columns) { return b_in_place && columns % lanes == 0 && is_power_of_2(columns / lanes); };
+    for (int64_t n = 0; n < p.N; n += width) {
+      const int64_t columns = smaller(p.N - n, width);
+      if (!in_place(columns)) pack_panel(p, n, columns, k, length, packed + n * depth, width);
+    }
     for (int64_t m = 0; m < p.M; m += row_step) {
-      const int64_t rows = smaller(p.M - m, row_step);
-      const PackedView<T> a = rows_of_a(p, pack_a, m, rows, k, length);
-      for (int64_t n = 0; n < p.N; n += width) {
-        const int64_t columns = smaller(p.N - n, width);
-        TileShape panel_shape = shape;
-        panel_shape.log2_vectors = log2_vectors_for(columns, lanes);
-        T* panel = packed + n * PRODUCT_CHUNK;
-        const T* b = panel;
-        int64_t b_row = width;
+      const int64_t end = smaller(p.M, m + row_step);
+      const PackedView<T> a = rows_of_a(p, pack_a, m, end - m, k, length);
+      auto multiply = [&](int64_t i, int64_t n) {
+        const int64_t columns = smaller(p.N - n, width), rows = smaller(end - i, shape.rows);
+        const TileShape present{static_cast<int>(rows), log2_vectors_for(columns, lanes)};
+        PackedView<T> b{packed + n * depth, width, 1};
         if constexpr (SUMS_IN_C<S>)
-          if (b_in_place && columns == panel_shape.width(lanes)) b = p.B.data + k * p.B.row + n, b_row = p.B.row;
-        if (b == panel && m == 0) pack_panel(p, n, columns, k, length, panel, width);
-        for (int64_t i = 0; i < rows; i += shape.rows) {
-          panel_shape.rows = static_cast<int>(smaller(rows - i, shape.rows));
-          T* sums = total + (m + i) * total_row + n;
-          tile_function<T>(panel_shape)(
-              {length, a.data + i * a.row, a.row, a.column, b, b_row, sums, total_row, columns, k == 0});
-          if (last) finish(part(p, m + i, int64_t(panel_shape.rows), n, columns), sums, total_row);
-        }
-      }
+          if (in_place(columns)) b = {p.B.data + k * p.B.row + n, p.B.row, 1};
+        T* sums = total + i * total_row + n;
+        tile_function<T>(present)({length, a.data + (i - m) * a.row, a.row, a.column, b.data, b.row, sums, total_row,
+                                   columns, k == 0});
+        if (last) finish(part(p, i, rows, n, columns), sums, total_row);
+      };
+      if (rows_outside)
+        for (int64_t i = m; i < end; i += shape.rows)
+          for (int64_t n = 0; n < p.N; n += width) multiply(i, n);
+      else
+        for (int64_t n = 0; n < p.N; n += width)
+          for (int64_t i = m; i < end; i += shape.rows) multiply(i, n);
     }
     k += PRODUCT_CHUNK;
   } while (k < p.K);

@@ -8,74 +8,118 @@
 namespace pytorch_ext::PYTORCH_EXT_ISA {
 
 // ---- transposition of a square of lanes, in registers ---------------------------------------------------------------
-// Every step exchanges one bit of the register's number with one bit of the lane's: inside 128 bits by interleaving, then
-// 128 bits at a time. Each is one instruction, where a permutation over the whole register would be two with AVX2.
+// Every step exchanges one bit of the register's number with one bit of the lane's: by pairing halves of two lines as they
+// are loaded, by exchanging blocks of 128 bits, and by interleaving inside the blocks. Each is one instruction, where a
+// permutation over the whole register would be two with AVX2, and the first needs no shuffle unit.
 
 template <class T>
-struct Squares {
-  static constexpr int lanes = Vector<T>::size;
-  static constexpr int block = 16 / static_cast<int>(sizeof(T));  // lanes in 128 bits
+struct Square {
+  using V = Vector<T>;
+  static constexpr int lanes = V::size;
+  static constexpr int block = 16 / static_cast<int>(sizeof(T));
   static constexpr int blocks = lanes / block;
+  V rows[lanes];
 
+  INLINE_HD void transpose_blocks() {
+    if constexpr (blocks == 4) exchange<block>();
+    if constexpr (block == 4) exchange<2>();
+    exchange<1>();
+  }
+
+  // Lines i and i + block make a pair: its low halves are loaded as one row, the high ones as the row lanes / 2 further.
+  static constexpr int first_of_pair(int pair) { return pair / block * block * 2 + pair % block; }
+
+ private:
   // Lane of the pair (a, b) that comes to lane l: 0 .. lanes - 1 are a's, the rest b's.
   static constexpr int interleaved(int l, int upper) {
-    return l / block * block + upper * (block / 2) + l % block / 2 + (l % 2) * lanes;
+    return l / block * block + upper * (block / 2) + l % block / 2 + l % 2 * lanes;
   }
   static constexpr int alternate_blocks(int l, int odd) {
-    int from_b = l / block * 2 / blocks;
-    return (l / block * 2 % blocks + odd) * block + l % block + from_b * lanes;
+    int from = l / block * 2;
+    return (from % blocks + odd) * block + l % block + from / blocks * lanes;
   }
-
-  template <int... L>
-  static INLINE_HD void interleave(Vector<T>& a, Vector<T>& b, std::integer_sequence<int, L...>) {
-    auto low = __builtin_shufflevector(a.v, b.v, interleaved(L, 0)...);
-    auto high = __builtin_shufflevector(a.v, b.v, interleaved(L, 1)...);
-    a.v = low, b.v = high;
+  template <int DISTANCE, int... L>
+  static INLINE_HD void exchange_pair(V& a, V& b, std::integer_sequence<int, L...>) {
+    constexpr bool inside = DISTANCE < block;
+    auto first = __builtin_shufflevector(a.v, b.v, (inside ? interleaved(L, 0) : alternate_blocks(L, 0))...);
+    auto second = __builtin_shufflevector(a.v, b.v, (inside ? interleaved(L, 1) : alternate_blocks(L, 1))...);
+    a.v = first, b.v = second;
   }
-  template <int... L>
-  static INLINE_HD void exchange_blocks(Vector<T>& a, Vector<T>& b, std::integer_sequence<int, L...>) {
-    auto even = __builtin_shufflevector(a.v, b.v, alternate_blocks(L, 0)...);
-    auto odd = __builtin_shufflevector(a.v, b.v, alternate_blocks(L, 1)...);
-    a.v = even, b.v = odd;
+  template <int DISTANCE>
+  INLINE_HD void exchange() {
+#pragma GCC unroll 8
+    for (int pair = 0; pair < lanes / 2; pair++) {
+      const int i = pair / DISTANCE * DISTANCE * 2 + pair % DISTANCE;
+      exchange_pair<DISTANCE>(rows[i], rows[i + DISTANCE], std::make_integer_sequence<int, lanes>{});
+    }
   }
 };
 
-// Pairs (i, i + DISTANCE); the distances go 2, 1 inside 128 bits of float, 1 of double, then upwards.
-template <int DISTANCE, class T>
-INLINE_HD void transpose_step(Vector<T>* rows) {
-  using Q = Squares<T>;
-  constexpr std::make_integer_sequence<int, Q::lanes> all{};
-#pragma GCC unroll 8
-  for (int pair = 0; pair < Q::lanes / 2; pair++) {
-    const int i = pair / DISTANCE * DISTANCE * 2 + pair % DISTANCE;
-    if constexpr (DISTANCE < Q::block)
-      Q::interleave(rows[i], rows[i + DISTANCE], all);
-    else
-      Q::exchange_blocks(rows[i], rows[i + DISTANCE], all);
-  }
+// The halves of two lines, paired: (low of a, low of b) and (high of a, high of b).
+template <class T, int... L>
+INLINE_HD void pair_halves(Vector<T> a, Vector<T> b, Vector<T>& low, Vector<T>& high, std::integer_sequence<int, L...>) {
+  constexpr int lanes = Vector<T>::size, half = lanes / 2;
+  low.v = __builtin_shufflevector(a.v, b.v, (L % half + L / half * lanes)...);
+  high.v = __builtin_shufflevector(a.v, b.v, (L % half + L / half * lanes + half)...);
 }
-
-template <class T>
-INLINE_HD void transpose(Vector<T>* rows) {
-  using Q = Squares<T>;
-  if constexpr (Q::block == 4) transpose_step<2>(rows);
-  transpose_step<1>(rows);
-  if constexpr (Q::blocks >= 2) transpose_step<Q::block>(rows);
-  if constexpr (Q::blocks >= 4) transpose_step<2 * Q::block>(rows);
+#if defined(__AVX512F__)  // by name: g++ would make a shuffle of them
+INLINE_HD FloatV load_half_of_each(const float* a, const float* b) {
+  return FloatV::Native(_mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(a)), _mm256_loadu_ps(b), 1));
 }
+INLINE_HD DoubleV load_half_of_each(const double* a, const double* b) {
+  return DoubleV::Native(_mm512_insertf64x4(_mm512_castpd256_pd512(_mm256_loadu_pd(a)), _mm256_loadu_pd(b), 1));
+}
+#elif defined(__AVX2__)
+INLINE_HD FloatV load_half_of_each(const float* a, const float* b) {
+  return FloatV::Native(_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(a)), _mm_loadu_ps(b), 1));
+}
+INLINE_HD DoubleV load_half_of_each(const double* a, const double* b) {
+  return DoubleV::Native(_mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(a)), _mm_loadu_pd(b), 1));
+}
+#endif
 
-// A square of lines[i][k], i < count and k < length, transposed: squares[k] holds lane i. The last line stands in for those
-// that do not exist.
+// As many lines as there are lanes; the last of `count` stands in for those that do not exist.
 template <class S>
-INLINE_HD void load_transposed(const S* lines, int64_t stride, int64_t count, int64_t length, ComputeV<S>* square) {
-  constexpr int lanes = ComputeV<S>::size;
-#pragma GCC unroll 16
-  for (int i = 0; i < lanes; i++) {
-    const S* line = lines + (i < count ? i : count - 1) * stride;
-    square[i] = load(line, length, compute_t<S>(0));
+struct Lines {
+  using T = compute_t<S>;
+  static constexpr int lanes = Vector<T>::size;
+  const S* line[lanes];
+
+  INLINE_HD Lines(const S* first, int64_t stride, int64_t count) {
+    for (int i = 0; i < lanes; i++) line[i] = first + (i < count ? i : count - 1) * stride;
   }
-  transpose(square);
-}
+  // Row k of the square: elements k of all lines. `length` of them exist, the rest are +0.
+  INLINE_HD void load_square(int64_t k, int64_t length, Square<T>& square) const {
+    if constexpr (std::is_same_v<S, T> && Square<T>::blocks > 1)
+      if (length >= lanes) return load_whole_square(k, square);
+    Vector<T> x[lanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; i++) x[i] = load(line[i] + k, length, T(0));
+    if constexpr (Square<T>::blocks == 1) {
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; i++) square.rows[i] = x[i];
+    } else {
+#pragma GCC unroll 8
+      for (int pair = 0; pair < lanes / 2; pair++) {
+        const int i = Square<T>::first_of_pair(pair), j = i + Square<T>::block;
+        pair_halves(x[i], x[j], square.rows[pair], square.rows[lanes / 2 + pair], all);
+      }
+    }
+    square.transpose_blocks();
+  }
+
+ private:
+  static constexpr std::make_integer_sequence<int, lanes> all{};
+  INLINE_HD void load_whole_square(int64_t k, Square<T>& square) const {
+#pragma GCC unroll 8
+    for (int pair = 0; pair < lanes / 2; pair++) {
+      const int i = Square<T>::first_of_pair(pair), j = i + Square<T>::block;
+      square.rows[pair] = load_half_of_each(line[i] + k, line[j] + k);
+      square.rows[lanes / 2 + pair] = load_half_of_each(line[i] + k + lanes / 2, line[j] + k + lanes / 2);
+    }
+    square.transpose_blocks();
+  }
+};
 
 // ---- packing ----------------------------------------------------------------------------------------------------
 
@@ -104,14 +148,16 @@ template <class S>
 void pack_transposed(int64_t lines, int64_t length, const S* source, int64_t stride, compute_t<S>* out,
                      int64_t out_stride) {
   constexpr int lanes = ComputeV<S>::size;
-  for (int64_t i = 0; i < lines; i += lanes)
+  for (int64_t i = 0; i < lines; i += lanes) {
+    const Lines<S> group(source + i * stride, stride, lines - i);
     for (int64_t k = 0; k < length; k += lanes) {
-      ComputeV<S> square[lanes];
-      load_transposed(source + i * stride + k, stride, lines - i, length - k, square);
+      Square<compute_t<S>> square;
+      group.load_square(k, length - k, square);
 #pragma GCC unroll 16
       for (int j = 0; j < lanes; j++)
-        if (k + j < length) store(out + (k + j) * out_stride + i, square[j]);
+        if (k + j < length) store(out + (k + j) * out_stride + i, square.rows[j]);
     }
+  }
 }
 
 }  // namespace pytorch_ext::PYTORCH_EXT_ISA

@@ -9,66 +9,74 @@ namespace pytorch_ext::PYTORCH_EXT_ISA {
 
 constexpr int FEW_ROWS = 4;
 
-// One chunk of A's rows in the compute type: where they lie, or a widened copy.
+// One chunk of A's rows, contiguous and in the compute type: where they lie, or a copy.
 template <class S, int ROWS>
-struct WidenedRows {
+struct ChunkOfRows {
   using T = compute_t<S>;
-  const T* data;
-  int64_t row, column;
+  const T* data = copy_;
+  int64_t row = PRODUCT_CHUNK;
 
-  INLINE_HD WidenedRows(const MatrixView<S>& A, int64_t k, int64_t length) {
-    if constexpr (SUMS_IN_C<S>) {
-      data = A.data + k * A.column, row = A.row, column = A.column;
-    } else {
-      pack_elements(ROWS, length, A.data + k * A.column, A.row, A.column, copy_, int64_t(PRODUCT_CHUNK));
-      data = copy_, row = PRODUCT_CHUNK, column = 1;
-    }
+  INLINE_HD ChunkOfRows(const MatrixView<S>& A, int64_t k, int64_t length) {
+    const S* source = A.data + k * A.column;
+    if constexpr (std::is_same_v<S, T>)
+      if (A.column == 1) {
+        data = source, row = A.row;
+        return;
+      }
+    pack_elements(ROWS, length, source, A.row, A.column, copy_, row);
   }
-  INLINE_HD Vector<T> operator()(int i, int64_t k) const { return Vector<T>(data[i * row + k * column]); }
 
  private:
-  T copy_[SUMS_IN_C<S> ? 1 : ROWS * PRODUCT_CHUNK];
+  T copy_[ROWS * PRODUCT_CHUNK];
 };
 
-// ROWS rows by the first `p.N` <= GROUPS vectors of columns; B's columns are contiguous lines.
+// Adds to sums[g][i] row i of x times group g of the columns, for `depth` <= lanes elements of K from k on.
 template <class S, int ROWS, int GROUPS>
+INLINE_HD void multiply_squares(const ChunkOfRows<S, ROWS>& x, const Lines<S>* lines, int64_t begin, int64_t k,
+                                int64_t depth, ComputeV<S> (*sums)[ROWS]) {
+#pragma GCC unroll 2
+  for (int g = 0; g < GROUPS; g++) {
+    Square<compute_t<S>> square;
+    lines[g].load_square(begin + k, depth, square);
+#pragma GCC unroll 16
+    for (int q = 0; q < ComputeV<S>::size; q++)
+      if (q < depth)
+#pragma GCC unroll 4
+        for (int i = 0; i < ROWS; i++)
+          sums[g][i] = fma(ComputeV<S>(x.data[i * x.row + k + q]), square.rows[q], sums[g][i]);
+  }
+}
+
+// ROWS rows by one or two vectors of columns; B's columns are contiguous lines.
+template <class S, int ROWS, bool TWO>
 void multiply_few(const Block<S>& p, compute_t<S>* total, int64_t total_row) {
   using V = ComputeV<S>;
-  constexpr int lanes = V::size;
-  V totals[GROUPS][ROWS];
+  constexpr int lanes = V::size, groups = TWO ? 2 : 1;
+  const Lines<S> lines[] = {{p.B.data, p.B.column, p.N},
+                            {p.B.data + (groups - 1) * lanes * p.B.column, p.B.column, p.N - (groups - 1) * lanes}};
+  V totals[groups][ROWS];
   int64_t begin = 0;
   do {
-    int64_t length = p.K - begin < PRODUCT_CHUNK ? p.K - begin : PRODUCT_CHUNK;
-    WidenedRows<S, ROWS> x(p.A, begin, length);
-    V sums[GROUPS][ROWS];
-#pragma GCC unroll 4
-    for (int g = 0; g < GROUPS; g++)
+    const int64_t length = p.K - begin < PRODUCT_CHUNK ? p.K - begin : PRODUCT_CHUNK;
+    const ChunkOfRows<S, ROWS> x(p.A, begin, length);
+    V sums[groups][ROWS];
+#pragma GCC unroll 2
+    for (int g = 0; g < groups; g++)
 #pragma GCC unroll 4
       for (int i = 0; i < ROWS; i++) sums[g][i] = constant<V>(compute_t<S>(0));
-    for (int64_t k = 0; k < length; k += lanes) {
-#pragma GCC unroll 4
-      for (int g = 0; g < GROUPS; g++) {
-        V square[lanes];
-        const S* lines = p.B.data + g * lanes * p.B.column + begin + k;
-        load_transposed(lines, p.B.column, p.N - g * lanes, length - k, square);
-#pragma GCC unroll 16
-        for (int q = 0; q < lanes; q++)
-          if (k + q < length)
-#pragma GCC unroll 4
-            for (int i = 0; i < ROWS; i++) sums[g][i] = fma(x(i, k + q), square[q], sums[g][i]);
-      }
-    }
-#pragma GCC unroll 4
-    for (int g = 0; g < GROUPS; g++)
+    int64_t k = 0;
+    for (; k + lanes <= length; k += lanes) multiply_squares<S, ROWS, groups>(x, lines, begin, k, lanes, sums);
+    if (k < length) multiply_squares<S, ROWS, groups>(x, lines, begin, k, length - k, sums);
+#pragma GCC unroll 2
+    for (int g = 0; g < groups; g++)
 #pragma GCC unroll 4
       for (int i = 0; i < ROWS; i++) totals[g][i] = begin == 0 ? sums[g][i] : add(totals[g][i], sums[g][i]);
     begin += PRODUCT_CHUNK;
   } while (begin < p.K);
+#pragma GCC unroll 2
+  for (int g = 0; g < groups; g++)
 #pragma GCC unroll 4
-  for (int g = 0; g < GROUPS; g++)
-#pragma GCC unroll 4
-    for (int i = 0; i < ROWS; i++)
-      store(total + i * total_row + g * lanes, totals[g][i], p.N - g * lanes);
+    for (int i = 0; i < ROWS; i++) store(total + i * total_row + g * lanes, totals[g][i], p.N - g * lanes);
 }
 
 template <class S, int ROWS>
@@ -82,43 +90,50 @@ void multiply_few_rows(const Block<S>& p) {
     int64_t total_row = groups * lanes;
     if constexpr (SUMS_IN_C<S>) total = strip.C, total_row = strip.c_row;
     if (columns > lanes)
-      multiply_few<S, ROWS, groups>(strip, total, total_row);
+      multiply_few<S, ROWS, true>(strip, total, total_row);
     else
-      multiply_few<S, ROWS, 1>(strip, total, total_row);
+      multiply_few<S, ROWS, false>(strip, total, total_row);
     finish(strip, total, total_row);
   }
 }
 
-// One output: the lanes are successive chunks of K.
+// Lane i: the inner product over chunk i of x and y, of which `count` are there and whole.
+template <class S>
+INLINE_HD ComputeV<S> inner_products_of_chunks(const S* x, const S* y, int64_t count) {
+  using V = ComputeV<S>;
+  const Lines<S> x_chunks(x, PRODUCT_CHUNK, count), y_chunks(y, PRODUCT_CHUNK, count);
+  V sums = constant<V>(compute_t<S>(0));
+  for (int64_t k = 0; k < PRODUCT_CHUNK; k += V::size) {
+    Square<compute_t<S>> xs, ys;
+    x_chunks.load_square(k, V::size, xs);
+    y_chunks.load_square(k, V::size, ys);
+#pragma GCC unroll 16
+    for (int q = 0; q < V::size; q++) sums = fma(xs.rows[q], ys.rows[q], sums);
+  }
+  return sums;
+}
+
+// One output: successive chunks of K side by side in the lanes.
 template <class S>
 compute_t<S> inner_product(int64_t K, const S* x, const S* y) {
   using T = compute_t<S>;
-  using V = ComputeV<S>;
+  constexpr int lanes = Vector<T>::size;
   T total(0);
-  bool first = true;
-  auto append = [&](T chunk) {
-    total = first ? chunk : add(total, chunk);
-    first = false;
-  };
-  int64_t whole = K / PRODUCT_CHUNK;
-  for (int64_t c = 0; c < whole; c += V::size) {
-    V sums = constant<V>(T(0));
-    for (int64_t k = c * PRODUCT_CHUNK; k < (c + 1) * PRODUCT_CHUNK; k += V::size) {
-      V xs[V::size], ys[V::size];
-      load_transposed(x + k, PRODUCT_CHUNK, whole - c, V::size, xs);
-      load_transposed(y + k, PRODUCT_CHUNK, whole - c, V::size, ys);
-#pragma GCC unroll 16
-      for (int q = 0; q < V::size; q++) sums = fma(xs[q], ys[q], sums);
-    }
-    T chunks[V::size];
+  auto append = [&](int64_t chunk, T sum) { total = chunk == 0 ? sum : add(total, sum); };
+  const int64_t whole = K / PRODUCT_CHUNK, rest = whole * PRODUCT_CHUNK;
+  for (int64_t c = 0; c < whole; c += lanes) {
+    const S *xs = x + c * PRODUCT_CHUNK, *ys = y + c * PRODUCT_CHUNK;
+    // A constant count, wherever it is one, makes the chunks' distances constants too.
+    const auto sums = whole - c >= lanes ? inner_products_of_chunks(xs, ys, lanes)
+                                         : inner_products_of_chunks(xs, ys, whole - c);
+    T chunks[lanes];
     store(chunks, sums);
-    for (int i = 0; i < V::size && c + i < whole; i++) append(chunks[i]);
+    for (int i = 0; i < lanes && c + i < whole; i++) append(c + i, chunks[i]);
   }
-  int64_t k = whole * PRODUCT_CHUNK;
-  if (k < K || K == 0) {
+  if (rest < K || K == 0) {
     T sum(0);
-    for (; k < K; k++) sum = fma(widen(x[k]), widen(y[k]), sum);
-    append(sum);
+    for (int64_t k = rest; k < K; k++) sum = fma(widen(x[k]), widen(y[k]), sum);
+    append(whole, sum);
   }
   return total;
 }

@@ -3,6 +3,7 @@
 
 #include "../numerics/order.h"
 #include "../numerics/vector.h"
+#include "parallel.h"
 #include "scratch.h"
 
 namespace pytorch_ext::PYTORCH_EXT_ISA {
@@ -74,6 +75,22 @@ INLINE_HD T sum_row(int64_t n, Term&& term) {
 template <class T>
 T sum_array(int64_t n, const T* x) {
   return sum_row<T>(n, [x](int64_t i, int64_t left) { return load(x + i, left, T(0)); });
+}
+
+// Sum of any number of terms by all threads. segment(begin, length) is the sum_segment of those terms; ranges shorter than
+// `grain` segments are not divided among the threads.
+template <class T, class Segment>
+T sum_parallel(int64_t n, int64_t grain, Segment&& segment) {
+  if (n <= SUM_SEGMENT) return segment(int64_t(0), n);
+  int64_t count = (n + SUM_SEGMENT - 1) / SUM_SEGMENT;
+  Scratch<T> segments(count);
+  cpu::parallel_for(count, grain, [&](int64_t first, int64_t last) {
+    for (int64_t s = first; s < last; s++) {
+      int64_t begin = s * SUM_SEGMENT;
+      segments[s] = segment(begin, n - begin < SUM_SEGMENT ? n - begin : SUM_SEGMENT);
+    }
+  });
+  return sum_array<T>(count, segments.data());
 }
 
 // ---- down columns: each SIMD lane is a column of its own, the 64 lanes of its sum lie in memory --------------------

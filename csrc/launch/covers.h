@@ -2,14 +2,42 @@
 // or takes the stock operator. Each mirrors the checks at the head of its launcher.
 #pragma once
 
+#include <ATen/autocast_mode.h>
+
 #include "../ops.h"
 
 namespace pytorch_ext {
+
+// Same device and same dtype, or dtypes that autocast will make the same.
+inline bool alike(const at::Tensor& a, const at::Tensor& b) {
+  return a.device() == b.device() &&
+         (a.scalar_type() == b.scalar_type() || at::autocast::is_autocast_enabled(a.device().type()));
+}
 
 // Whether float32 products may follow the contract's order, or torch's flags ask for TF32 or bfloat16 products.
 bool products_are_ieee(const at::Tensor& operand);
 
 bool covers_linear(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                    std::string_view activation);
+
+bool covers_matmul(const at::Tensor& input, const at::Tensor& other);
+
+bool covers_dropout(const at::Tensor& input, double p, bool training, bool inplace);
+
+// Input and target of one shape; mse_loss also takes shapes that broadcast, which the Python function warns about.
+bool covers_mse_loss(const at::Tensor& input, const at::Tensor& target, const std::optional<at::Tensor>& weight,
+                     int64_t reduction);
+bool covers_mse_loss_broadcast(const at::Tensor& input, const at::Tensor& target,
+                               const std::optional<at::Tensor>& weight, int64_t reduction);
+bool covers_binary_cross_entropy(const at::Tensor& input, const at::Tensor& target,
+                                 const std::optional<at::Tensor>& weight, int64_t reduction);
+bool covers_binary_cross_entropy_with_logits(const at::Tensor& input, const at::Tensor& target,
+                                             const std::optional<at::Tensor>& weight,
+                                             const std::optional<at::Tensor>& pos_weight, int64_t reduction);
+
+bool covers_cross_entropy(const at::Tensor& input, const at::Tensor& target, const std::optional<at::Tensor>& weight,
+                          int64_t reduction, int64_t ignore_index, double label_smoothing);
+bool covers_nll_loss(const at::Tensor& input, const at::Tensor& target, const std::optional<at::Tensor>& weight,
+                     int64_t reduction, int64_t ignore_index);
 
 }  // namespace pytorch_ext

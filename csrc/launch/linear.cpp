@@ -18,9 +18,7 @@ bool products_are_ieee(const Tensor& operand) {
 }
 
 bool covers_linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, std::string_view activation) {
-  auto matches = [&](const Tensor& t) {
-    return t.scalar_type() == input.scalar_type() && t.device() == input.device();
-  };
+  auto matches = [&](const Tensor& t) { return alike(t, input) && is_kernel_dtype(t.scalar_type()); };
   return input.is_cpu() && is_kernel_dtype(input.scalar_type()) && matches(weight) && input.dim() >= 1 &&
          weight.dim() == 2 && input.size(-1) == weight.size(1) &&
          (!bias || (matches(*bias) && bias->dim() == 1 && bias->size(0) == weight.size(0))) &&

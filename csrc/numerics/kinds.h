@@ -36,6 +36,8 @@ constexpr bool saves_input(Activation a) {
   return a == Activation::gelu || a == Activation::gelu_tanh || a == Activation::silu;
 }
 
+enum class ElementwiseLoss : int { mse_loss, binary_cross_entropy, binary_cross_entropy_with_logits };
+
 enum class Function : int { exp, exp_nonpositive, log, log1p, tanh, sigmoid, erf };
 
 // at::Reduction's numbers.

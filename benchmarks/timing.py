@@ -1,0 +1,64 @@
+"""Times of several providers of one computation, measured side by side.
+
+Providers take turns, so that whatever disturbs the machine disturbs all of them. A round in which the process did not
+get the processor (wall time well above CPU time) is thrown away and repeated.
+"""
+
+import statistics
+import time
+from dataclasses import dataclass
+
+ROUNDS, MOST_DISTURBED = 9, 27
+TARGET_SECONDS = 0.02  # of one provider in one round
+
+
+@dataclass
+class Timing:
+    """Seconds per call: median, and half the distance between the quartiles."""
+
+    median: float
+    spread: float
+    disturbed: int
+
+
+def calls_per_round(function):
+    """How often to call it so that a round takes TARGET_SECONDS."""
+    for _ in range(3):
+        function()
+    start, calls = time.perf_counter(), 0
+    while time.perf_counter() - start < TARGET_SECONDS:
+        function()
+        calls += 1
+    return max(1, calls)
+
+
+def is_disturbed(wall, cpu):
+    """The calling thread waited for the processor: the process used less CPU time than the wall clock shows."""
+    return cpu < 0.9 * wall
+
+
+def run_round(function, calls):
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(calls):
+        function()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def compare(providers, rounds=ROUNDS):
+    """Timing of every provider: ``{name: function of no arguments}``."""
+    calls = {name: calls_per_round(f) for name, f in providers.items()}
+    seconds = {name: [] for name in providers}
+    disturbed = dict.fromkeys(providers, 0)
+    for _ in range(rounds):
+        for name, function in providers.items():
+            wall, cpu = run_round(function, calls[name])
+            while is_disturbed(wall, cpu) and disturbed[name] < MOST_DISTURBED:
+                disturbed[name] += 1
+                wall, cpu = run_round(function, calls[name])
+            seconds[name].append(wall / calls[name])
+    return {name: summary(times, disturbed[name]) for name, times in seconds.items()}
+
+
+def summary(times, disturbed):
+    low, middle, high = statistics.quantiles(times, n=4) if len(times) > 1 else times * 3
+    return Timing(middle, (high - low) / 2, disturbed)

@@ -1,0 +1,138 @@
+#include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
+#include <torch/library.h>
+
+#include "../ops.h"
+#include "class_distribution.h"
+#include "composition.h"
+#include "one_pass.h"
+
+namespace pytorch_ext {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using Mask = std::array<bool, 2>;
+
+class CrossEntropyBackwardFunction : public torch::autograd::Function<CrossEntropyBackwardFunction> {
+ public:
+  static variable_list forward(AutogradContext* ctx, const Tensor& grad, const Tensor& input, const Tensor& target,
+                               const OptionalTensor& weight, int64_t reduction, int64_t ignore_index,
+                               double label_smoothing, Mask mask) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({grad, input, target, or_undefined(weight)});
+    ctx->saved_data["reduction"] = reduction;
+    ctx->saved_data["ignore_index"] = ignore_index;
+    ctx->saved_data["label_smoothing"] = label_smoothing;
+    auto [dinput, dtarget] =
+        ops::cross_entropy_backward(grad, input, target, weight, reduction, ignore_index, label_smoothing, mask);
+    return {dinput, dtarget};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const int64_t reduction = ctx->saved_data["reduction"].toInt(), ignore = ctx->saved_data["ignore_index"].toInt();
+    const double smoothing = ctx->saved_data["label_smoothing"].toDouble();
+    auto found = vjp_of_composition(ctx->get_saved_variables(), grads, [&](const variable_list& t) -> variable_list {
+      const Tensor &input = t[1], &target = t[2], &weight = t[3];
+      const int64_t dim = class_dimension(input);
+      auto [q, scale] = class_distribution(t[0], input, target, weight, reduction, ignore, smoothing);
+      Tensor dinput = (at::softmax(input, dim) * q.sum(dim, /*keepdim=*/true) - q) * scale;
+      if (!grads[1].defined()) return {dinput, Tensor()};
+      Tensor slope = -at::log_softmax(input, dim) * scale;
+      if (smoothing > 0) slope = slope * (1 - smoothing);
+      if (weight.defined()) slope = slope * along_classes(weight, input);
+      return {dinput, slope};
+    });
+    return {found[0], found[1], found[2], {}, {}, {}, {}, {}};
+  }
+};
+
+std::tuple<Tensor, Tensor> cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
+                                                  const OptionalTensor& weight, int64_t reduction, int64_t ignore_index,
+                                                  double label_smoothing, Mask mask) {
+  if (!any_requires_grad(grad, input, target)) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return ops::cross_entropy_backward(grad, input, target, weight, reduction, ignore_index, label_smoothing, mask);
+  }
+  auto found = CrossEntropyBackwardFunction::apply(grad, input, target, weight, reduction, ignore_index,
+                                                   label_smoothing, mask);
+  return {found[0], found[1]};
+}
+
+class CrossEntropyFunction : public torch::autograd::Function<CrossEntropyFunction> {
+ public:
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                        int64_t reduction, int64_t ignore_index, double label_smoothing) {
+    const bool in_advance = reduction != at::Reduction::None && input.requires_grad() && holds_numbers(input);
+    at::AutoDispatchBelowADInplaceOrView below;
+    auto [loss, dinput] =
+        ops::cross_entropy_forward(input, target, weight, reduction, ignore_index, label_smoothing, in_advance);
+    ctx->save_for_backward({input, target, or_undefined(weight)});
+    ctx->saved_data["reduction"] = reduction;
+    ctx->saved_data["ignore_index"] = ignore_index;
+    ctx->saved_data["label_smoothing"] = label_smoothing;
+    if (in_advance) ctx->saved_data["dinput"] = std::move(dinput);
+    return loss;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    if (!grads[0].defined()) return {{}, {}, {}, {}, {}, {}};
+    const auto t = ctx->get_saved_variables();
+    Mask mask = {ctx->needs_input_grad(0), t[1].is_floating_point() && ctx->needs_input_grad(1)};
+    Tensor dinput, dtarget;
+    if (mask[0] && !at::GradMode::is_enabled() && is_one(grads[0])) {
+      dinput = take(ctx, "dinput");
+      mask[0] = !dinput.defined();
+    }
+    if (mask[0] || mask[1]) {
+      auto [computed, of_target] = ops::cross_entropy_backward(
+          grads[0], t[0], t[1], or_none(t[2]), ctx->saved_data["reduction"].toInt(),
+          ctx->saved_data["ignore_index"].toInt(), ctx->saved_data["label_smoothing"].toDouble(), mask);
+      if (mask[0]) dinput = computed;
+      dtarget = of_target;
+    }
+    return {dinput, dtarget, {}, {}, {}, {}};
+  }
+};
+
+Tensor cross_entropy_below(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
+                           int64_t ignore_index, double label_smoothing) {
+  return std::get<0>(
+      ops::cross_entropy_forward(input, target, weight, reduction, ignore_index, label_smoothing, false));
+}
+
+Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
+                     int64_t ignore_index, double label_smoothing) {
+  TORCH_CHECK(!any_requires_grad(weight), "cross_entropy: expected a weight that requires no gradient, got one that does");
+  if (any_requires_grad(input, target))
+    return CrossEntropyFunction::apply(input, target, weight, reduction, ignore_index, label_smoothing);
+  at::AutoDispatchBelowADInplaceOrView below;
+  return cross_entropy_below(input, target, weight, reduction, ignore_index, label_smoothing);
+}
+
+// Stock computes this loss in float32 under autocast.
+template <c10::DeviceType device>
+Tensor cross_entropy_autocast(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                              int64_t reduction, int64_t ignore_index, double label_smoothing) {
+  using at::autocast::cached_cast;
+  c10::impl::ExcludeDispatchKeyGuard off(at::autocast::get_autocast_dispatch_key_from_device_type(device));
+  return ops::cross_entropy(cached_cast(at::kFloat, input, device), cached_cast(at::kFloat, target, device),
+                            cached_cast(at::kFloat, weight, device), reduction, ignore_index, label_smoothing);
+}
+
+}  // namespace
+}  // namespace pytorch_ext
+
+TORCH_LIBRARY_IMPL(pytorch_ext, Autograd, m) {
+  m.impl("cross_entropy", &pytorch_ext::cross_entropy);
+  m.impl("cross_entropy_backward", &pytorch_ext::cross_entropy_backward);
+}
+TORCH_LIBRARY_IMPL(pytorch_ext, CompositeExplicitAutograd, m) {
+  m.impl("cross_entropy", &pytorch_ext::cross_entropy_below);
+}
+TORCH_LIBRARY_IMPL(pytorch_ext, AutocastCPU, m) {
+  m.impl("cross_entropy", &pytorch_ext::cross_entropy_autocast<c10::kCPU>);
+}
+TORCH_LIBRARY_IMPL(pytorch_ext, AutocastCUDA, m) {
+  m.impl("cross_entropy", &pytorch_ext::cross_entropy_autocast<c10::kCUDA>);
+}

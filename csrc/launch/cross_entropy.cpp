@@ -1,0 +1,80 @@
+// cross_entropy: memory and checks; the arithmetic is in the kernel.
+#include <torch/library.h>
+
+#include "class_targets.h"
+#include "covers.h"
+#include "huge_pages.h"
+
+namespace pytorch_ext {
+
+bool covers_cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
+                          int64_t ignore_index, double label_smoothing) {
+  if (!covers_classification(input, weight, reduction) || !target.is_cpu() || label_smoothing > 1) return false;
+  if (input.sizes() == target.sizes())
+    return will_match(target, input) && ignore_index < 0 && input.size(class_dim(input)) > 0;
+  if (!is_index_dtype(input, target) || !has_index_per_row(input, target)) return false;
+  // Smoothed, stock refuses a target of one element for an input (C,), and with a weight uint8.
+  return !(label_smoothing > 0) ||
+         ((input.dim() > 1 || target.dim() == 0) && (!weight || target.scalar_type() == at::kLong));
+}
+
+namespace {
+
+template <class S>
+ClassificationLoss<S> arguments(const ClassOperands& o, int64_t reduction, int64_t ignore_index, double label_smoothing) {
+  auto p = o.loss<S>(reduction, ignore_index);
+  p.smoothed = label_smoothing > 0;
+  if (p.smoothed) {
+    using T = compute_t<S>;
+    const double spread = label_smoothing / static_cast<double>(o.classes);
+    p.kept = static_cast<T>(1 - label_smoothing);
+    p.spread = static_cast<T>(spread);
+    p.on_target = static_cast<T>(1 - label_smoothing + spread);
+  }
+  return p;
+}
+
+std::tuple<Tensor, Tensor> cross_entropy_forward(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                                                 int64_t reduction, int64_t ignore_index, double label_smoothing,
+                                                 bool with_gradient) {
+  const ClassOperands o = class_operands("cross_entropy", input, target, weight, reduction, ignore_index);
+  Tensor loss = empty(loss_sizes(input, target, reduction), input), dinput;
+  if (with_gradient) dinput = in_huge_pages(o.new_gradient(input));
+  WITH_STORAGE_TYPE("cross_entropy", input.scalar_type(), [&] {
+    auto p = arguments<S>(o, reduction, ignore_index, label_smoothing);
+    p.loss = mutable_data<S>(loss);
+    p.dinput = mutable_data<S>(dinput);
+    CPU_KERNEL(cross_entropy<S>)(p);
+  });
+  return {loss, dinput};
+}
+
+std::tuple<Tensor, Tensor> cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
+                                                  const OptionalTensor& weight, int64_t reduction, int64_t ignore_index,
+                                                  double label_smoothing, std::array<bool, 2> mask) {
+  const ClassOperands o = class_operands("cross_entropy_backward", input, target, weight, reduction, ignore_index);
+  const Tensor g = loss_gradient("cross_entropy_backward", grad, input, target, reduction);
+  const bool probabilities = at::isFloatingType(target.scalar_type());
+  Tensor dinput, dtarget, in_rows;
+  if (mask[0]) dinput = in_huge_pages(o.new_gradient(input));
+  if (mask[1] && probabilities) {
+    dtarget = in_rows = in_huge_pages(empty(o.target.sizes(), target));
+    if (o.classes_last) dtarget = in_rows.movedim(-1, 1);
+  }
+  WITH_STORAGE_TYPE("cross_entropy_backward", input.scalar_type(), [&] {
+    auto p = arguments<S>(o, reduction, ignore_index, label_smoothing);
+    p.grad = data<S>(g);
+    p.dinput = mutable_data<S>(dinput);
+    p.dprobabilities = mutable_data<S>(in_rows);
+    if (p.dinput || p.dprobabilities) CPU_KERNEL(cross_entropy<S>)(p);
+  });
+  return {dinput, dtarget};
+}
+
+}  // namespace
+}  // namespace pytorch_ext
+
+TORCH_LIBRARY_IMPL(pytorch_ext, CPU, m) {
+  m.impl("cross_entropy_forward", &pytorch_ext::cross_entropy_forward);
+  m.impl("cross_entropy_backward", &pytorch_ext::cross_entropy_backward);
+}

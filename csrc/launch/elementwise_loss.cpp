@@ -1,0 +1,179 @@
+// mse_loss, binary_cross_entropy and binary_cross_entropy_with_logits: memory and checks; the arithmetic is in the
+// kernel.
+#include "../cpu/elementwise_loss.h"
+
+#include <ATen/ExpandUtils.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/ops/logical_and.h>
+#include <torch/library.h>
+
+#include "covers.h"
+#include "elementwise_loss.h"
+#include "reduce.h"
+#include "tensors.h"
+
+namespace pytorch_ext {
+namespace {
+
+// Whether `t` has the input's dtype and device, or will have it once autocast has cast both.
+bool matches(const Tensor& t, const Tensor& input) {
+  auto a = t.scalar_type(), b = input.scalar_type();
+  if (a == b) return t.device() == input.device();
+  return at::autocast::is_autocast_enabled(at::kCPU) && is_kernel_dtype(a) && a != at::kDouble && b != at::kDouble &&
+         t.device() == input.device();
+}
+
+bool covers_pair(const Tensor& input, const Tensor& target, int64_t reduction) {
+  return input.is_cpu() && is_kernel_dtype(input.scalar_type()) && matches(target, input) && reduction >= 0 &&
+         reduction <= 2;
+}
+
+// A weight is a constant to the kernels; stock differentiates mse_loss by it, and refuses to do so elsewhere.
+bool covers_weight(const OptionalTensor& weight, const Tensor& input) {
+  return !weight ||
+         (matches(*weight, input) && !weight->requires_grad() && at::is_expandable_to(weight->sizes(), input.sizes()));
+}
+
+bool covers_mse_weight(const OptionalTensor& weight, const Tensor& input) {
+  return covers_weight(weight, input) && (!weight || weight->sizes() == input.sizes());
+}
+
+}  // namespace
+
+bool covers_mse_loss(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction) {
+  return covers_pair(input, target, reduction) && input.sizes() == target.sizes() && covers_mse_weight(weight, input);
+}
+
+bool covers_mse_loss_broadcast(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                               int64_t reduction) {
+  return covers_pair(input, target, reduction) && at::are_expandable(input.sizes(), target.sizes()) &&
+         covers_mse_weight(weight, input);
+}
+
+bool covers_binary_cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                                 int64_t reduction) {
+  return covers_pair(input, target, reduction) && input.sizes() == target.sizes() && covers_weight(weight, input);
+}
+
+bool covers_binary_cross_entropy_with_logits(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                                             const OptionalTensor& pos_weight, int64_t reduction) {
+  return covers_binary_cross_entropy(input, target, weight, reduction) && covers_weight(pos_weight, input);
+}
+
+namespace {
+
+// The operands at their common shape, contiguous; they live as long as the kernel reads them.
+struct Operands {
+  at::DimVector sizes;
+  Tensor input, target;
+  OptionalTensor weight, pos_weight, mean_weight;
+};
+
+Tensor spread(const Tensor& t, at::IntArrayRef sizes) {
+  return t.sizes() == sizes ? t.contiguous() : t.expand(sizes).contiguous();
+}
+
+OptionalTensor spread(const char* name, const OptionalTensor& t, const Tensor& input, at::IntArrayRef sizes) {
+  if (!t) return t;
+  check_same("elementwise_loss", name, *t, input);
+  TORCH_CHECK(at::is_expandable_to(t->sizes(), sizes), "elementwise_loss: expected ", name, " that broadcasts to ",
+              sizes, ", got ", t->sizes());
+  return spread(*t, sizes);
+}
+
+Operands operands(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                  const OptionalTensor& pos_weight, ElementwiseLoss loss, int64_t reduction) {
+  check_same("elementwise_loss", "target", target, input);
+  TORCH_CHECK(reduction >= 0 && reduction <= 2, "elementwise_loss: expected reduction 0, 1 or 2, got ", reduction);
+  Operands o;
+  const bool broadcasts = loss == ElementwiseLoss::mse_loss;
+  TORCH_CHECK(input.sizes() == target.sizes() || (broadcasts && at::are_expandable(input.sizes(), target.sizes())),
+              "elementwise_loss: expected target ", input.sizes(), ", got ", target.sizes());
+  o.sizes = at::infer_size_dimvector(input.sizes(), target.sizes());
+  o.input = spread(input, o.sizes);
+  o.target = spread(target, o.sizes);
+  o.weight = spread("weight", weight, input, o.sizes);
+  o.pos_weight = spread("pos_weight", pos_weight, input, o.sizes);
+  // Stock's weighted mean of mse_loss divides by the sum of the weights, the others' by the number of elements.
+  if (weight && broadcasts && reduction == at::Reduction::Mean) o.mean_weight = weight->contiguous();
+  return o;
+}
+
+template <class S>
+ElementwiseLossArrays<S> arrays(const Operands& o, ElementwiseLoss loss, int64_t reduction) {
+  ElementwiseLossArrays<S> p{loss, static_cast<Reduction>(reduction), o.input.numel(), data<S>(o.input),
+                             data<S>(o.target)};
+  p.weight = data<S>(o.weight);
+  p.pos_weight = data<S>(o.pos_weight);
+  p.mean_weight = data<S>(o.mean_weight);
+  if (o.mean_weight) p.mean_weight_count = o.mean_weight->numel();
+  return p;
+}
+
+void check_probabilities(const char* name, const Tensor& t) {
+  Tensor inside = at::logical_and(t.ge(0), t.le(1));
+  if (inside.all().item<bool>()) return;
+  TORCH_CHECK(false, "binary_cross_entropy: expected ", name, " between 0 and 1, got ",
+              t.masked_select(inside.logical_not())[0].item<double>());
+}
+
+std::tuple<Tensor, Tensor, Tensor> elementwise_loss_forward(const Tensor& input, const Tensor& target,
+                                                            const OptionalTensor& weight,
+                                                            const OptionalTensor& pos_weight, std::string_view loss,
+                                                            int64_t reduction, std::array<bool, 2> mask) {
+  const ElementwiseLoss kind = elementwise_loss_named(loss);
+  const Operands o = operands(input, target, weight, pos_weight, kind, reduction);
+  Tensor value = empty(reduction == at::Reduction::None ? at::IntArrayRef(o.sizes) : at::IntArrayRef(), input);
+  Tensor dinput, dtarget;
+  if (mask[0]) dinput = empty(o.sizes, input);
+  if (mask[1]) dtarget = empty(o.sizes, input);
+  bool valid = true;
+  WITH_STORAGE_TYPE("elementwise_loss", input.scalar_type(), [&] {
+    auto p = arrays<S>(o, kind, reduction);
+    p.value = mutable_data<S>(value);
+    p.dinput = mutable_data<S>(dinput);
+    p.dtarget = mutable_data<S>(dtarget);
+    valid = CPU_KERNEL(elementwise_loss<S>)(p);
+  });
+  if (!valid) {
+    check_probabilities("input", input);
+    check_probabilities("target", target);
+  }
+  if (mask[0]) dinput = sum_to_size(dinput, input.sizes());
+  if (mask[1]) dtarget = sum_to_size(dtarget, target.sizes());
+  return {value, dinput, dtarget};
+}
+
+std::tuple<Tensor, Tensor> elementwise_loss_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
+                                                     const OptionalTensor& weight, const OptionalTensor& pos_weight,
+                                                     std::string_view loss, int64_t reduction,
+                                                     std::array<bool, 2> mask) {
+  const ElementwiseLoss kind = elementwise_loss_named(loss);
+  const Operands o = operands(input, target, weight, pos_weight, kind, reduction);
+  check_same("elementwise_loss_backward", "grad", grad, input);
+  const at::IntArrayRef value_sizes = reduction == at::Reduction::None ? at::IntArrayRef(o.sizes) : at::IntArrayRef();
+  TORCH_CHECK(grad.sizes() == value_sizes, "elementwise_loss_backward: expected grad ", value_sizes, ", got ",
+              grad.sizes());
+  const Tensor g = grad.contiguous();
+  Tensor dinput, dtarget;
+  if (mask[0]) dinput = empty(o.sizes, input);
+  if (mask[1]) dtarget = empty(o.sizes, input);
+  WITH_STORAGE_TYPE("elementwise_loss_backward", input.scalar_type(), [&] {
+    auto p = arrays<S>(o, kind, reduction);
+    p.grad = data<S>(g);
+    p.dinput = mutable_data<S>(dinput);
+    p.dtarget = mutable_data<S>(dtarget);
+    CPU_KERNEL(elementwise_loss<S>)(p);
+  });
+  if (mask[0]) dinput = sum_to_size(dinput, input.sizes());
+  if (mask[1]) dtarget = sum_to_size(dtarget, target.sizes());
+  return {dinput, dtarget};
+}
+
+}  // namespace
+}  // namespace pytorch_ext
+
+TORCH_LIBRARY_IMPL(pytorch_ext, CPU, m) {
+  m.impl("elementwise_loss_forward", &pytorch_ext::elementwise_loss_forward);
+  m.impl("elementwise_loss_backward", &pytorch_ext::elementwise_loss_backward);
+}

@@ -1,0 +1,124 @@
+// matmul: torch.matmul's shapes, each one a batch of products, and their gradients, which are products too.
+#include <ATen/ExpandUtils.h>
+#include <ATen/TensorUtils.h>
+#include <torch/library.h>
+
+#include "../cpu/product.h"
+#include "covers.h"
+#include "reduce.h"
+#include "tensors.h"
+
+namespace pytorch_ext {
+
+bool covers_matmul(const Tensor& input, const Tensor& other) {
+  if (!input.is_cpu() || !other.is_cpu() || !is_kernel_dtype(input.scalar_type())) return false;
+  if (other.scalar_type() != input.scalar_type() || input.dim() < 1 || other.dim() < 1) return false;
+  if (input.size(-1) != other.size(other.dim() == 1 ? 0 : -2)) return false;
+  if (input.dim() > 2 && other.dim() > 2 &&
+      !at::are_expandable(input.sizes().slice(0, input.dim() - 2), other.sizes().slice(0, other.dim() - 2)))
+    return false;
+  return products_are_ieee(input);
+}
+
+namespace {
+
+// A vector on the left is a row, on the right a column.
+Tensor as_left(const Tensor& t) { return t.dim() == 1 ? t.unsqueeze(0) : t; }
+Tensor as_right(const Tensor& t) { return t.dim() == 1 ? t.unsqueeze(1) : t; }
+at::IntArrayRef batch_of(const Tensor& t) { return t.sizes().slice(0, t.dim() - 2); }
+at::DimVector with_matrix(at::IntArrayRef batch, int64_t rows, int64_t columns) {
+  at::DimVector sizes(batch.begin(), batch.end());
+  sizes.push_back(rows);
+  sizes.push_back(columns);
+  return sizes;
+}
+
+void check_matmul(const char* op, const Tensor& input, const Tensor& other) {
+  check_same(op, "other", other, input);
+  TORCH_CHECK(input.dim() >= 1 && other.dim() >= 1 && input.size(-1) == other.size(other.dim() == 1 ? 0 : -2), op,
+              ": expected input (..., M, K) and other (..., K, N), got ", input.sizes(), " and ", other.sizes());
+}
+
+template <class S>
+MatrixView<S> view(const Tensor& t) {
+  return {data<S>(t), t.stride(-2), t.stride(-1)};
+}
+
+// For every matrix of a batch of these sizes, the elements between t's first one and the one it is computed from.
+std::vector<int64_t> batch_offsets(const Tensor& t, at::IntArrayRef batch, int64_t count) {
+  std::vector<int64_t> offsets(count, 0);
+  int64_t repeat = 1;  // matrices between steps of dimension d
+  for (int64_t d = static_cast<int64_t>(batch.size()) - 1, own = t.dim() - 3; d >= 0; d--, own--) {
+    if (own >= 0 && t.size(own) != 1)
+      for (int64_t b = 0; b < count; b++) offsets[b] += b / repeat % batch[d] * t.stride(own);
+    repeat *= batch[d];
+  }
+  return offsets;
+}
+
+// A (..., M, K) times B (..., K, N), both of two dimensions or more.
+Tensor multiply(const Tensor& A, const Tensor& B) {
+  const auto batch = at::infer_size_dimvector(batch_of(A), batch_of(B));
+  const int64_t M = A.size(-2), N = B.size(-1), K = A.size(-1);
+  int64_t count = c10::multiply_integers(batch);
+  Tensor a = A, C = empty(with_matrix(batch, M, N), A);
+  int64_t rows = M;
+  // One B for the whole batch: where the rows of A are equally far apart, it is one product of all of them.
+  if (B.dim() == 2 && count > 1 && at::detail::computeStride(A.sizes(), A.strides(), at::DimVector{count * M, K}))
+    a = A.view({rows = count * M, K}), count = 1;
+  WITH_STORAGE_TYPE("matmul", A.scalar_type(), [&] {
+    Product<S> p{rows, N, K, view<S>(a), view<S>(B), mutable_data<S>(C), N};
+    std::vector<int64_t> a_offsets, b_offsets;
+    if (count != 1) {
+      a_offsets = batch_offsets(A, batch, count), b_offsets = batch_offsets(B, batch, count);
+      p.batch = count, p.a_offset = a_offsets.data(), p.b_offset = b_offsets.data(), p.c_batch = M * N;
+    }
+    CPU_KERNEL(product<S>)(p);
+  });
+  return C;
+}
+
+Tensor matmul_forward(const Tensor& input, const Tensor& other) {
+  check_matmul("matmul", input, other);
+  Tensor output = multiply(as_left(input), as_right(other));
+  if (other.dim() == 1) output.squeeze_(-1);
+  if (input.dim() == 1) output.squeeze_(other.dim() == 1 ? -1 : -2);
+  return output;
+}
+
+// A matrix that the whole batch shares has one product as its gradient, whose sum runs over the batch and its rows.
+// What is broadcast otherwise has a product for every matrix of the batch, and their sum by the sum rule.
+Tensor left_gradient(const Tensor& grad, const Tensor& A, const Tensor& B) {
+  if (A.dim() > 2 || B.dim() == 2) return sum_to_size(multiply(grad, B.mT()), A.sizes());
+  const int64_t terms = c10::multiply_integers(batch_of(grad)) * grad.size(-1);
+  return multiply(grad.movedim(-2, 0).reshape({A.size(0), terms}), B.mT().reshape({terms, A.size(1)}));
+}
+
+Tensor right_gradient(const Tensor& grad, const Tensor& A, const Tensor& B) {
+  if (B.dim() > 2 || A.dim() == 2) return sum_to_size(multiply(A.mT(), grad), B.sizes());
+  const int64_t terms = c10::multiply_integers(batch_of(grad)) * grad.size(-2);
+  return multiply(A.reshape({terms, B.size(0)}).t(), grad.reshape({terms, B.size(1)}));
+}
+
+std::tuple<Tensor, Tensor> matmul_backward(const Tensor& grad, const Tensor& input, const Tensor& other,
+                                           std::array<bool, 2> mask) {
+  check_matmul("matmul_backward", input, other);
+  check_same("matmul_backward", "grad", grad, input);
+  Tensor A = as_left(input), B = as_right(other), g = grad, dinput, dother;
+  if (other.dim() == 1) g = g.unsqueeze(-1);
+  if (input.dim() == 1) g = g.unsqueeze(-2);
+  const auto sizes = with_matrix(at::infer_size_dimvector(batch_of(A), batch_of(B)), A.size(-2), B.size(-1));
+  TORCH_CHECK(g.sizes() == sizes, "matmul_backward: expected grad ", at::IntArrayRef(sizes),
+              " with vectors as matrices, got ", g.sizes());
+  if (mask[0]) dinput = left_gradient(g, A, B).view(input.sizes());
+  if (mask[1]) dother = right_gradient(g, A, B).view(other.sizes());
+  return {dinput, dother};
+}
+
+}  // namespace
+}  // namespace pytorch_ext
+
+TORCH_LIBRARY_IMPL(pytorch_ext, CPU, m) {
+  m.impl("matmul_forward", &pytorch_ext::matmul_forward);
+  m.impl("matmul_backward", &pytorch_ext::matmul_backward);
+}

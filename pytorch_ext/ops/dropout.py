@@ -1,0 +1,39 @@
+"""dropout: elements set to zero at random, the others scaled up; only the key of the random numbers is saved."""
+
+import torch
+import torch.nn.functional as F
+
+from .. import native
+from .checks import expect, expect_tensors
+from .paths import choice, is_dynamo_compiling, overridden, traceable
+
+
+def dropout(input, p=0.5, training=True, inplace=False):
+    """``torch.nn.functional.dropout``, with the same mask on every device for the same seed of ``torch.manual_seed``.
+
+    The mask is another one than stock's. Raises ValueError for ``p`` outside [0, 1].
+    """
+    if not is_dynamo_compiling():
+        output = choice.kernels.dropout(input, p, training, inplace)
+        if output is not None:
+            return output
+    if not overridden(input):
+        expect_tensors("dropout", input=input)
+        expect(0 <= p <= 1, "dropout", "p between 0 and 1", p, ValueError)
+        if traceable(input):
+            if not training or p == 0:
+                return input
+            output = torch.ops.pytorch_ext.dropout(input, p, torch.ops.pytorch_ext.dropout_key())
+            return input.copy_(output) if inplace else output
+    return F.dropout(input, p, training, inplace)
+
+
+if native.library is not None:
+
+    @torch.library.register_fake("pytorch_ext::dropout_key")
+    def _():
+        return torch.empty((), dtype=torch.int64)
+
+    @torch.library.register_fake("pytorch_ext::dropout_forward")
+    def _(input, p, key):
+        return torch.empty_like(input)

@@ -1,0 +1,54 @@
+"""matmul: products of matrices and vectors, batched and broadcast."""
+
+import torch
+
+from .. import native
+from .checks import expect, expect_alike, expect_tensors
+from .paths import choice, is_dynamo_compiling, overridden, products_are_ieee, traceable
+
+
+def matmul(input, other):
+    """``torch.matmul``.
+
+    input ``(..., M, K)`` or ``(K,)``, other ``(..., K, N)`` or ``(K,)``; the leading dimensions broadcast. Raises
+    RuntimeError where shapes, dtypes or devices do not match. Integer, boolean and complex tensors take the stock operator.
+    """
+    if not is_dynamo_compiling():
+        output = choice.kernels.matmul(input, other)
+        if output is not None:
+            return output
+    if not overridden(input, other):
+        check(input, other)
+        if traceable(input, other) and products_are_ieee(input):
+            return torch.ops.pytorch_ext.matmul(input, other)
+    return torch.matmul(input, other)
+
+
+def check(input, other):
+    """What the arguments must be."""
+    expect_tensors("matmul", input=input, other=other)
+    expect_alike("matmul", input=input, other=other)
+    if input.is_nested or other.is_nested:
+        return
+    dims = (input.dim(), other.dim())
+    expect(min(dims) >= 1, "matmul", "input and other of at least 1 dimension", f"{dims[0]} and {dims[1]}")
+    shapes = f"{tuple(input.shape)} and {tuple(other.shape)}"
+    inner = other.shape[-2 if other.dim() > 1 else 0]
+    expect(input.shape[-1] == inner, "matmul", "input (..., M, K) and other (..., K, N)", shapes)
+    batches = zip(reversed(input.shape[:-2]), reversed(other.shape[:-2]), strict=False)
+    expect(all(a == b or a == 1 or b == 1 for a, b in batches), "matmul", "batch dimensions that broadcast", shapes)
+
+
+if native.library is not None:
+
+    @torch.library.register_fake("pytorch_ext::matmul_forward")
+    def _(input, other):
+        shape = torch.broadcast_shapes(input.shape[:-2], other.shape[:-2])
+        return input.new_empty((*shape, *input.shape[-2:-1], *(other.shape[-1:] if other.dim() > 1 else ())))
+
+    @torch.library.register_fake("pytorch_ext::matmul_backward")
+    def _(grad, input, other, mask):
+        return (
+            input.new_empty(input.shape) if mask[0] else None,
+            other.new_empty(other.shape) if mask[1] else None,
+        )

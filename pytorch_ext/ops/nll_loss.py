@@ -1,0 +1,75 @@
+"""nll_loss: the negative log likelihood of class indices, given log-probabilities."""
+
+import torch
+import torch.nn.functional as F
+
+from .. import native
+from .checks import expect, expect_alike, expect_tensors
+from .losses import REDUCTIONS, reduction_name, traceable_loss
+from .paths import choice, is_dynamo_compiling, overridden
+
+
+def nll_loss(input, target, weight=None, size_average=None, ignore_index=-100, reduce=None, reduction="mean"):
+    """``torch.nn.functional.nll_loss``.
+
+    input ``(N, C, d1, ...)``, ``(N, C)`` or ``(C,)``, target ``(N, d1, ...)``, ``(N,)`` or ``()`` of class indices.
+    Raises IndexError for a class index outside [0, C) that is not ``ignore_index``, before anything is computed;
+    ValueError for other batch sizes or an unknown reduction, RuntimeError for other shapes and dtypes.
+    """
+    compiling = is_dynamo_compiling()
+    if size_average is None and reduce is None and not compiling:
+        loss = choice.kernels.nll_loss(input, target, weight, REDUCTIONS.get(reduction), ignore_index)
+        if loss is not None:
+            return loss
+    if overridden(input, target, weight):
+        return F.nll_loss(input, target, weight, size_average, ignore_index, reduce, reduction)
+    reduction = reduction_name("nll_loss", size_average, reduce, reduction)
+    check_tensors("nll_loss", input, target, weight)
+    check_class_indices("nll_loss", input, target, weight)
+    loss = None
+    if not compiling:
+        loss = choice.kernels.nll_loss(input, target, weight, REDUCTIONS[reduction], ignore_index)
+    elif traceable_loss(input, input, *(() if weight is None else (weight,))):
+        loss = torch.ops.pytorch_ext.nll_loss(input, target, weight, REDUCTIONS[reduction], ignore_index)
+    if loss is not None:
+        return loss
+    return F.nll_loss(input, target, weight, ignore_index=ignore_index, reduction=reduction)
+
+
+def check_tensors(op, input, target, weight):
+    """Tensors on one device; an input that has classes, and a weight for each of them."""
+    expect_tensors(op, input=input, target=target, **({} if weight is None else {"weight": weight}))
+    expect_alike(op, dtype=False, input=input, target=target, weight=weight)
+    error = IndexError if op == "cross_entropy" else ValueError
+    expect(input.dim() >= 1, op, "input (N, C, ...) or (C,)", tuple(input.shape), error)
+    if weight is not None:
+        classes = input.shape[min(1, input.dim() - 1)]
+        expect(weight.shape == (classes,), op, f"weight ({classes},), one for each class", tuple(weight.shape))
+
+
+def check_class_indices(op, input, target, weight):
+    """One class index for every row of the input, and a weight of the input's dtype."""
+    if input.dim() == 1:
+        expected, given = "target () or (1,) for input (C,)", tuple(target.shape)
+        expect(target.dim() <= 1, op, expected, given)
+        expect(target.numel() == 1, op, expected, given, ValueError)
+    else:
+        shape = (input.shape[0], *input.shape[2:])
+        expected, given = f"target {shape} for input {tuple(input.shape)}", tuple(target.shape)
+        expect(target.dim() >= 1 and target.shape[0] == shape[0], op, expected, given, ValueError)
+        expect(given == shape, op, expected, given)
+    indices = (torch.int64, torch.uint8) if input.dim() <= 2 else (torch.int64,)
+    expect(target.dtype in indices, op, "target of class indices, torch.int64", target.dtype)
+    expect_alike(op, input=input, weight=weight)
+
+
+if native.library is not None:
+
+    @torch.library.register_fake("pytorch_ext::nll_loss_forward")
+    def _(input, target, weight, reduction, ignore_index):
+        each = reduction == REDUCTIONS["none"] and input.dim() > 1
+        return input.new_empty(target.shape if each else ())
+
+    @torch.library.register_fake("pytorch_ext::nll_loss_backward")
+    def _(grad, input, target, weight, reduction, ignore_index):
+        return input.new_empty(input.shape)
