@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/PythonTorchFunctionTLS.h>
+#include <torch/csrc/Dtype.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -72,6 +73,14 @@ struct Argument<double> {
     int64_t integer;
     if (!Argument<int64_t>::read(object, integer)) return false;
     value = static_cast<double>(integer);
+    return true;
+  }
+};
+template <>
+struct Argument<at::ScalarType> {
+  static bool read(PyObject* object, at::ScalarType& value) {
+    if (!THPDtype_Check(object)) return false;
+    value = reinterpret_cast<THPDtype*>(object)->scalar_type;
     return true;
   }
 };

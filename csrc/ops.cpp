@@ -9,6 +9,7 @@
 #include "cpu/capability.h"
 #include "eager.h"
 #include "launch/covers.h"
+#include "launch/functions.h"
 #include "launch/optimizers.h"
 #include "launch/reduce.h"
 
@@ -21,6 +22,15 @@ TORCH_LIBRARY(pytorch_ext, m) {
   m.def("matmul(Tensor input, Tensor other) -> Tensor");
   m.def("matmul_forward(Tensor input, Tensor other) -> Tensor");
   m.def("matmul_backward(Tensor grad, Tensor input, Tensor other, bool[2] mask) -> (Tensor, Tensor)");
+
+  m.def("softmax(Tensor input, int dim, ScalarType? dtype=None) -> Tensor");
+  m.def("log_softmax(Tensor input, int dim, ScalarType? dtype=None) -> Tensor");
+  m.def("softmax_forward(Tensor input, int dim, bool logarithm) -> Tensor");
+  m.def("softmax_backward(Tensor grad, Tensor output, int dim, bool logarithm) -> Tensor");
+
+  m.def("activation(Tensor input, str kind) -> Tensor");
+  m.def("activation_forward(Tensor input, str kind) -> Tensor");
+  m.def("activation_backward(Tensor grad, Tensor saved, str kind) -> Tensor");
 
   m.def("dropout(Tensor input, float p, Tensor key) -> Tensor");
   m.def("dropout_forward(Tensor input, float p, Tensor key) -> Tensor");
@@ -81,6 +91,21 @@ Tensor matmul_forward(const Tensor& input, const Tensor& other) { CALL(matmul_fo
 std::tuple<Tensor, Tensor> matmul_backward(const Tensor& grad, const Tensor& input, const Tensor& other,
                                            std::array<bool, 2> mask) {
   CALL(matmul_backward, grad, input, other, mask);
+}
+
+Tensor softmax(const Tensor& input, int64_t dim, OptionalType dtype) { CALL(softmax, input, dim, dtype); }
+Tensor log_softmax(const Tensor& input, int64_t dim, OptionalType dtype) { CALL(log_softmax, input, dim, dtype); }
+Tensor softmax_forward(const Tensor& input, int64_t dim, bool logarithm) {
+  CALL(softmax_forward, input, dim, logarithm);
+}
+Tensor softmax_backward(const Tensor& grad, const Tensor& output, int64_t dim, bool logarithm) {
+  CALL(softmax_backward, grad, output, dim, logarithm);
+}
+
+Tensor activation(const Tensor& input, std::string_view kind) { CALL(activation, input, kind); }
+Tensor activation_forward(const Tensor& input, std::string_view kind) { CALL(activation_forward, input, kind); }
+Tensor activation_backward(const Tensor& grad, const Tensor& saved, std::string_view kind) {
+  CALL(activation_backward, grad, saved, kind);
 }
 
 Tensor dropout(const Tensor& input, double p, const Tensor& key) { CALL(dropout, input, p, key); }
@@ -168,6 +193,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
 
   m.def("linear", &eager<&ops::linear, &covers_linear>::call);
   m.def("matmul", &eager<&ops::matmul, &covers_matmul>::call);
+  m.def("softmax", &eager<&ops::softmax, &covers_softmax>::call);
+  m.def("log_softmax", &eager<&ops::log_softmax, &covers_softmax>::call);
+  m.def("activation", &eager<&ops::activation, &covers_activation>::call);
   m.def("dropout", &eager<&dropout_with_new_key, &covers_dropout>::call);
   m.def("sum_to_size", [](const at::Tensor& t, const std::vector<int64_t>& sizes) { return sum_to_size(t, sizes); });
   m.def("mse_loss", &eager<&ops::mse_loss, &covers_mse_loss>::call);
@@ -177,5 +205,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         &eager<&ops::binary_cross_entropy_with_logits, &covers_binary_cross_entropy_with_logits>::call);
   m.def("cross_entropy", &eager<&ops::cross_entropy, &covers_cross_entropy>::call);
   m.def("nll_loss", &eager<&ops::nll_loss, &covers_nll_loss>::call);
+  define_functions(m);
   define_optimizers(m);
 }

@@ -25,6 +25,17 @@ Tensor matmul_forward(const Tensor& input, const Tensor& other);
 std::tuple<Tensor, Tensor> matmul_backward(const Tensor& grad, const Tensor& input, const Tensor& other,
                                            std::array<bool, 2> mask);
 
+using OptionalType = std::optional<at::ScalarType>;
+Tensor softmax(const Tensor& input, int64_t dim, OptionalType dtype);
+Tensor log_softmax(const Tensor& input, int64_t dim, OptionalType dtype);
+Tensor softmax_forward(const Tensor& input, int64_t dim, bool logarithm);
+Tensor softmax_backward(const Tensor& grad, const Tensor& output, int64_t dim, bool logarithm);
+
+// `kind` is a name of launch/activation_names.h; `saved` the output or the input, as saves_input() says.
+Tensor activation(const Tensor& input, std::string_view kind);
+Tensor activation_forward(const Tensor& input, std::string_view kind);
+Tensor activation_backward(const Tensor& grad, const Tensor& saved, std::string_view kind);
+
 Tensor dropout(const Tensor& input, double p, const Tensor& key);
 Tensor dropout_forward(const Tensor& input, double p, const Tensor& key);
 Tensor dropout_key();

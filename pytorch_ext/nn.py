@@ -5,7 +5,23 @@ from torch.nn import *  # noqa: F403
 
 from . import functional
 
-__all__ = ["BCELoss", "BCEWithLogitsLoss", "CrossEntropyLoss", "Dropout", "Linear", "MSELoss", "NLLLoss", "functional"]
+__all__ = [
+    "BCELoss",
+    "BCEWithLogitsLoss",
+    "CrossEntropyLoss",
+    "Dropout",
+    "GELU",
+    "Linear",
+    "LogSoftmax",
+    "MSELoss",
+    "NLLLoss",
+    "ReLU",
+    "SiLU",
+    "Sigmoid",
+    "Softmax",
+    "Tanh",
+    "functional",
+]
 
 
 def __getattr__(name):
@@ -32,6 +48,55 @@ class Dropout(torch.nn.Dropout):
 
     def forward(self, input):
         return functional.dropout(input, self.p, self.training, self.inplace)
+
+
+class ReLU(torch.nn.ReLU):
+    """``torch.nn.ReLU``."""
+
+    def forward(self, input):
+        return functional.relu(input, self.inplace)
+
+
+class Sigmoid(torch.nn.Sigmoid):
+    """``torch.nn.Sigmoid``."""
+
+    def forward(self, input):
+        return functional.sigmoid(input)
+
+
+class Tanh(torch.nn.Tanh):
+    """``torch.nn.Tanh``."""
+
+    def forward(self, input):
+        return functional.tanh(input)
+
+
+class GELU(torch.nn.GELU):
+    """``torch.nn.GELU``."""
+
+    def forward(self, input):
+        return functional.gelu(input, approximate=self.approximate)
+
+
+class SiLU(torch.nn.SiLU):
+    """``torch.nn.SiLU``."""
+
+    def forward(self, input):
+        return functional.silu(input, self.inplace)
+
+
+class Softmax(torch.nn.Softmax):
+    """``torch.nn.Softmax``."""
+
+    def forward(self, input):
+        return functional.softmax(input, self.dim, _stacklevel=5)
+
+
+class LogSoftmax(torch.nn.LogSoftmax):
+    """``torch.nn.LogSoftmax``."""
+
+    def forward(self, input):
+        return functional.log_softmax(input, self.dim, _stacklevel=5)
 
 
 class MSELoss(torch.nn.MSELoss):

@@ -16,15 +16,17 @@ def __getattr__(name):
 
 
 class OneCallStep:
-    """An optimiser whose step is one native call per parameter group; ``native_step`` says how.
+    """An optimiser whose step is one native call per parameter group; ``native_step`` says which.
 
-    Sparse or complex gradients, ``capturable``, ``differentiable``, ``fused`` and ``foreach``, a tensor ``lr``, tensor
-    subclasses and ``torch.compile`` take the stock step.
+    A group with ``capturable``, ``differentiable``, ``fused`` or ``foreach`` set, a tensor among its numbers, sparse or
+    complex gradients or tensor subclasses takes the stock step, as does every group under ``torch.compile``.
     """
 
     def step(self, closure=None):
         """Perform one step; ``closure`` re-evaluates the model and returns the loss."""
-        return observed_step(self, closure) if is_observed(self) else plain_step(self, closure)
+        if not is_observed(self):
+            return plain_step(self, closure)
+        return observed_step(self) if closure is None else observed_step(self, closure)
 
     # torch wraps every optimiser's step to run hooks and to label profiles, 10 us a call. This mark says that the class
     # does so itself: step() above takes the wrapped way whenever somebody is looking.
@@ -32,22 +34,13 @@ class OneCallStep:
 
     def zero_grad(self, set_to_none=True):
         """``torch.optim.Optimizer.zero_grad``."""
-        if not set_to_none or native.library is None or is_dynamo_compiling():
+        if not set_to_none or choice.name == "stock" or is_dynamo_compiling() or is_profiled():
             return super().zero_grad(set_to_none)
         for group in self.param_groups:
             native.library.zero_grad(group["params"])
 
 
-def covers_step(self):
-    """Whether the kernels implement the options of every group."""
-    if choice.name == "stock" or native.library is None or is_dynamo_compiling():
-        return False
-    for group in self.param_groups:
-        if group.get("differentiable") or group.get("capturable") or group.get("fused") or group.get("foreach"):
-            return False
-        if isinstance(group["lr"], torch.Tensor) or isinstance(group.get("betas", (0,))[0], torch.Tensor):
-            return False
-    return True
+is_profiled = torch._C._autograd._profiler_enabled
 
 
 def is_observed(self):
@@ -57,24 +50,20 @@ def is_observed(self):
         or self._optimizer_step_post_hooks
         or optimizer._global_optimizer_pre_hooks
         or optimizer._global_optimizer_post_hooks
-        or torch._C._autograd._profiler_enabled()
+        or is_profiled()
     )
 
 
-def plain_step(self, closure):
+def plain_step(self, closure=None):
     """The step itself: every group in one native call, the stock step where a group is not covered."""
-    if not covers_step(self):
+    if is_dynamo_compiling() or choice.name == "stock":
         return stock_step(self, closure)
     loss = None
     if closure is not None:
         with torch.enable_grad():
             loss = closure()
     for group in self.param_groups:
-        done = self.native_step(group)
-        if done == "missing":
-            self.initialise_state(group)
-            done = self.native_step(group)
-        if done is not True:
+        if not self.native_step(group):
             stock_step_of_group(self, group)
     return loss
 
@@ -102,67 +91,28 @@ class SGD(OneCallStep, torch.optim.SGD):
     """``torch.optim.SGD``: all parameters of a group in one call, bit-identical on every path in float32."""
 
     def native_step(self, group):
-        return choice.kernels.sgd_step(
-            group["params"],
-            self.state,
-            group["lr"],
-            group["momentum"],
-            group["dampening"],
-            group["weight_decay"],
-            group["nesterov"],
-            group["maximize"],
-        )
-
-    def initialise_state(self, group):
-        for p in group["params"]:
-            if p.grad is not None and not self.state[p]:
-                self.state[p]["momentum_buffer"] = None
+        return choice.kernels.sgd_step(group, self.state)
 
 
-class _Adam(OneCallStep):
-    def native_step(self, group):
-        beta1, beta2 = group["betas"]
-        return choice.kernels.adam_step(
-            group["params"],
-            self.state,
-            group["lr"],
-            beta1,
-            beta2,
-            group["eps"],
-            group["weight_decay"],
-            group["decoupled_weight_decay"],
-            group["amsgrad"],
-            group["maximize"],
-        )
-
-    def initialise_state(self, group):
-        for p in group["params"]:
-            if p.grad is not None and not self.state[p]:
-                state = self.state[p]
-                state["step"] = torch.tensor(0.0, dtype=torch.float32)
-                names = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * bool(group["amsgrad"])
-                state.update((name, torch.zeros_like(p, memory_format=torch.preserve_format)) for name in names)
-
-
-class Adam(_Adam, torch.optim.Adam):
+class Adam(OneCallStep, torch.optim.Adam):
     """``torch.optim.Adam``: all parameters of a group in one call, bit-identical on every path in float32."""
 
+    def native_step(self, group):
+        return choice.kernels.adam_step(group, self.state)
 
-class AdamW(_Adam, torch.optim.AdamW):
+
+class AdamW(OneCallStep, torch.optim.AdamW):
     """``torch.optim.AdamW``: all parameters of a group in one call, bit-identical on every path in float32."""
 
+    native_step = Adam.native_step
 
-@torch.no_grad()
+
 def clip_grad_norm_(parameters, max_norm, norm_type=2.0, error_if_nonfinite=False, foreach=None):
-    """``torch.nn.utils.clip_grad_norm_``; the 2-norm runs in two native passes over all gradients."""
-    parameters = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
-    covered = float(norm_type) == 2.0 and not foreach and native.library is not None and not is_dynamo_compiling()
-    if covered and choice.name != "stock" and max_norm >= 0:
-        if error_if_nonfinite:
-            total = choice.kernels.clip_grad_norm(parameters, -1.0)
-            if total is not None and not total.isfinite():
-                raise RuntimeError(f"clip_grad_norm_: expected gradients of finite norm, got {total.item()}")
-        total = choice.kernels.clip_grad_norm(parameters, float(max_norm))
+    """``torch.nn.utils.clip_grad_norm_``; the 2-norm takes two passes over the gradients, in one native call."""
+    tensors = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
+    if float(norm_type) == 2.0 and not foreach and choice.name != "stock" and not is_dynamo_compiling():
+        total = choice.kernels.clip_grad_norm(tensors, float(max_norm), bool(error_if_nonfinite))
         if total is not None:
             return total
-    return torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
+    # An empty generator goes on as one: torch warns about it.
+    return torch.nn.utils.clip_grad_norm_(tensors or parameters, max_norm, norm_type, error_if_nonfinite, foreach)

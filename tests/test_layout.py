@@ -22,10 +22,10 @@ PLACES = {
     "cpu": "csrc/cpu/{op}.cpp",
 }
 OPTIMIZER = {"test": "optimizers", "autograd": None, "launch": "optimizers", "cpu": "optimizers", "schema": None}
-ELEMENTWISE_LOSS = {"autograd": "elementwise_loss", "launch": "elementwise_loss", "cpu": "elementwise_loss"}
+ELEMENTWISE_LOSS = dict.fromkeys(PLACES, "elementwise_loss")
 EXCEPTIONS = {
     "matmul": {"cpu": "product"},  # the one of linear
-    "log_softmax": {"launch": "softmax", "cpu": "softmax"},  # one kernel, one more logarithm
+    "log_softmax": dict.fromkeys(PLACES, "softmax"),  # one kernel, one more logarithm
     "nll_loss": {"cpu": "cross_entropy"},  # the second half of it
     "mse_loss": ELEMENTWISE_LOSS,  # one kernel, the loss is a functor
     "binary_cross_entropy": ELEMENTWISE_LOSS,

@@ -54,8 +54,8 @@ std::tuple<Tensor, Tensor> cross_entropy_backward(const Tensor& grad, const Tens
     at::AutoDispatchBelowADInplaceOrView below;
     return ops::cross_entropy_backward(grad, input, target, weight, reduction, ignore_index, label_smoothing, mask);
   }
-  auto found = CrossEntropyBackwardFunction::apply(grad, input, target, weight, reduction, ignore_index,
-                                                   label_smoothing, mask);
+  auto found =
+      CrossEntropyBackwardFunction::apply(grad, input, target, weight, reduction, ignore_index, label_smoothing, mask);
   return {found[0], found[1]};
 }
 
@@ -103,7 +103,8 @@ Tensor cross_entropy_below(const Tensor& input, const Tensor& target, const Opti
 
 Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
                      int64_t ignore_index, double label_smoothing) {
-  TORCH_CHECK(!any_requires_grad(weight), "cross_entropy: expected a weight that requires no gradient, got one that does");
+  TORCH_CHECK(!any_requires_grad(weight),
+              "cross_entropy: expected a weight that requires no gradient, got one that does");
   if (any_requires_grad(input, target))
     return CrossEntropyFunction::apply(input, target, weight, reduction, ignore_index, label_smoothing);
   at::AutoDispatchBelowADInplaceOrView below;

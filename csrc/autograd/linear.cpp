@@ -4,6 +4,7 @@
 
 #include "../launch/activation_names.h"
 #include "../ops.h"
+#include "activation_composition.h"
 #include "composition.h"
 
 namespace pytorch_ext {
@@ -11,23 +12,6 @@ namespace {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
-
-// g * f'(z) in stock operators; saved as saves_input() says.
-Tensor composed_activation_gradient(const Tensor& g, const Tensor& saved, Activation kind) {
-  switch (kind) {
-    case Activation::none: return g;
-    case Activation::relu: return at::threshold_backward(g, saved, 0);
-    case Activation::sigmoid: return at::sigmoid_backward(g, saved);
-    case Activation::tanh: return at::tanh_backward(g, saved);
-    case Activation::gelu: return at::gelu_backward(g, saved, "none");
-    case Activation::gelu_tanh: return at::gelu_backward(g, saved, "tanh");
-    case Activation::silu: {  // aten::silu_backward has no derivative of its own
-      Tensor s = at::sigmoid(saved);
-      return g * (s * (1 + saved * (1 - s)));
-    }
-  }
-  return {};
-}
 
 class LinearBackwardFunction : public torch::autograd::Function<LinearBackwardFunction> {
  public:
@@ -41,7 +25,7 @@ class LinearBackwardFunction : public torch::autograd::Function<LinearBackwardFu
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    auto kind = activation_named(ctx->saved_data["activation"].toStringRef());
+    auto kind = activation_named("linear", ctx->saved_data["activation"].toStringRef());
     auto found = vjp_of_composition(ctx->get_saved_variables(), grads, [&](const variable_list& t) -> variable_list {
       const Tensor &grad = t[0], &input = t[1], &weight = t[2];
       Tensor dz = composed_activation_gradient(grad, t[3], kind);
@@ -69,7 +53,7 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
                         std::string_view activation) {
     at::AutoDispatchBelowADInplaceOrView below;
     auto [output, preactivation] = ops::linear_forward(input, weight, bias, activation);
-    const Activation kind = activation_named(activation);
+    const Activation kind = activation_named("linear", activation);
     Tensor saved = kind == Activation::none ? Tensor() : saves_input(kind) ? preactivation : output;
     // The bias is needed only to form z again, differentiably, for a second derivative.
     ctx->save_for_backward({input, weight, saved, saves_input(kind) ? or_undefined(bias) : Tensor()});
@@ -86,7 +70,7 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     std::array<bool, 3> mask = {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
                                 has_bias && ctx->needs_input_grad(2)};
     Tensor saved = t[2];
-    if (saved.defined() && at::GradMode::is_enabled() && saves_input(activation_named(activation)))
+    if (saved.defined() && at::GradMode::is_enabled() && saves_input(activation_named("linear", activation)))
       saved = ops::linear(t[0], t[1], or_none(t[3]), "none");
     auto [dx, dw, db] = ops::linear_backward(grads[0], t[0], t[1], or_none(saved), activation, mask);
     return {dx, dw, db, {}};

@@ -57,7 +57,10 @@ class NllLossFunction : public torch::autograd::Function<NllLossFunction> {
     const auto t = ctx->get_saved_variables();
     return {ops::nll_loss_backward(grads[0], t[0], t[1], or_none(t[2]), ctx->saved_data["reduction"].toInt(),
                                    ctx->saved_data["ignore_index"].toInt()),
-            {}, {}, {}, {}};
+            {},
+            {},
+            {},
+            {}};
   }
 };
 
@@ -86,6 +89,8 @@ TORCH_LIBRARY_IMPL(pytorch_ext, Autograd, m) {
   m.impl("nll_loss", &pytorch_ext::nll_loss);
   m.impl("nll_loss_backward", &pytorch_ext::nll_loss_backward);
 }
-TORCH_LIBRARY_IMPL(pytorch_ext, CompositeExplicitAutograd, m) { m.impl("nll_loss", &pytorch_ext::ops::nll_loss_forward); }
+TORCH_LIBRARY_IMPL(pytorch_ext, CompositeExplicitAutograd, m) {
+  m.impl("nll_loss", &pytorch_ext::ops::nll_loss_forward);
+}
 TORCH_LIBRARY_IMPL(pytorch_ext, AutocastCPU, m) { m.impl("nll_loss", &pytorch_ext::nll_loss_autocast<c10::kCPU>); }
 TORCH_LIBRARY_IMPL(pytorch_ext, AutocastCUDA, m) { m.impl("nll_loss", &pytorch_ext::nll_loss_autocast<c10::kCUDA>); }

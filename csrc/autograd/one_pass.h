@@ -13,10 +13,9 @@ namespace pytorch_ext {
 inline bool holds_numbers(const at::Tensor& t) {
   using c10::DispatchKey;
   using c10::DispatchKeySet;
-  static const DispatchKeySet abstract =
-      DispatchKeySet({DispatchKey::Meta, DispatchKey::Python, DispatchKey::PythonTLSSnapshot,
-                      DispatchKey::Functionalize, DispatchKey::FuncTorchBatched, DispatchKey::FuncTorchGradWrapper});
-  return !t.key_set().has_any(abstract) && !c10::impl::dispatch_mode_enabled();
+  static const DispatchKeySet abstract({DispatchKey::Python, DispatchKey::PythonTLSSnapshot, DispatchKey::Functionalize,
+                                        DispatchKey::FuncTorchBatched, DispatchKey::FuncTorchGradWrapper});
+  return !t.is_meta() && !t.key_set().has_any(abstract) && !c10::impl::dispatch_mode_enabled();
 }
 
 // The gradient of that name, if the forward pass left one, once: who receives it owns it.

@@ -38,7 +38,8 @@ Shared<compute_t<S>> shared(const ClassificationLoss<S>& p) {
   return r;
 }
 
-// A group of rows: x and dx point to its first element, `first` is the number of its first row, and `stage` an array for it.
+// A group of rows: x and dx point to its first element, `first` is the number of its first row, and `stage` an array
+// for it.
 template <class S, class Rows>
 struct Group {
   using T = compute_t<S>;
@@ -69,8 +70,9 @@ struct Group {
   INLINE_HD void softmax() {
     if constexpr (!staged) stage = dx;
     T* const e = stage;
-    max = rows.max([&](int64_t c, int64_t left) {
+    max = rows.largest([&](int64_t c, int64_t left) {
       V v = load(x + rows.at(c), left, -infinity());
+      rows.template prefetch<0>(x + rows.at(c));
       if constexpr (staged) store(e + rows.stage_at(c), v, left);
       return v;
     });
@@ -85,9 +87,8 @@ struct Group {
         return exponential;
       });
     else
-      sum = rows.sum([&](int64_t c, int64_t left) {
-        return exp_nonpositive(sub(load(x + rows.at(c), left, -infinity()), m));
-      });
+      sum = rows.sum(
+          [&](int64_t c, int64_t left) { return exp_nonpositive(sub(load(x + rows.at(c), left, -infinity()), m)); });
     inverse = div(Value(T(1)), sum);
     if (p.loss || dprobabilities) log_sum = log(sum);
   }
@@ -105,6 +106,7 @@ struct Group {
   INLINE_HD void write_gradient(Value scale, Slope&& slope) const {
     const V s = Rows::spread(scale);
     rows.each([&](int64_t c, int64_t left) {
+      rows.template prefetch<1>(dx + rows.at(c));
       store(dx + rows.at(c), mul(slope(probability(c, left), c, left), s), left);
     });
   }
@@ -183,7 +185,8 @@ void Group<S, Rows>::distributions(T* losses) {
     return p.weight ? mul(Rows::of_column(p.weight, c, left), t) : t;
   };
   if (p.loss) {
-    Value value = rows.sum([&](int64_t c, int64_t left) { return Rows::first(mul(q(c, left), minus_log(c, left)), left); });
+    Value value =
+        rows.sum([&](int64_t c, int64_t left) { return Rows::first(mul(q(c, left), minus_log(c, left)), left); });
     for (int64_t l = 0; l < rows.rows(); l++) losses[l] = Rows::lane(value, l);
   }
   if (!dx && !dprobabilities) return;
@@ -239,8 +242,18 @@ void all_rows(const ClassificationLoss<S>& p) {
       Rows rows(p.classes, p.inner, within);
       const int64_t first = o * p.inner + within;
       auto from = [&](auto* array) { return array ? array + at : nullptr; };
-      G group{p,    all, rows, first, p.input + o * p.input_outer + within, from(p.probabilities), from(p.dinput),
-              from(p.dprobabilities), stage.data(), {}, {}, {}};
+      G group{p,
+              all,
+              rows,
+              first,
+              p.input + o * p.input_outer + within,
+              from(p.probabilities),
+              from(p.dinput),
+              from(p.dprobabilities),
+              stage.data(),
+              {},
+              {},
+              {}};
       if (p.indices)
         group.indices(values);
       else
@@ -284,8 +297,8 @@ void nll_loss(const ClassificationLoss<S>& p) {
   reduce(p, losses.data(), all.divisor);
 }
 
-#define INSTANTIATE(S)                                                \
-  template void cross_entropy<S>(const ClassificationLoss<S>&);       \
+#define INSTANTIATE(S)                                          \
+  template void cross_entropy<S>(const ClassificationLoss<S>&); \
   template void nll_loss<S>(const ClassificationLoss<S>&);
 PYTORCH_EXT_EACH_DTYPE(INSTANTIATE)
 

@@ -17,8 +17,8 @@ struct Grid {
 
 namespace {
 
-// Below this many multiplications another thread costs more than it saves.
-constexpr double WORK_PER_THREAD = 1e5;
+// Multiplications that take about as long (3 us with AVX-512) as it takes to wake another thread and wait for it.
+constexpr double WORK_PER_THREAD = 3e5;
 // A chunk of B is packed for this many bytes of columns at a time, a chunk of A for so many bytes of rows: the former
 // stays in the last-level cache, the latter in a core's own.
 constexpr int64_t PACKED_B_BYTES = 1 << 20, PACKED_A_BYTES = 192 << 10;
@@ -68,12 +68,11 @@ PackedView<compute_t<S>> rows_of_a(const Block<S>& p, bool pack, int64_t m, int6
   const S* source = p.A.data + m * p.A.row + k * p.A.column;
   if constexpr (SUMS_IN_C<S>)
     if (!pack) return {source, p.A.row, p.A.column};
+  auto* out = packed_a.get<compute_t<S>>(rows * PRODUCT_CHUNK);
   if (p.A.row == 1) {
-    auto* out = packed_a.get<compute_t<S>>(rows * PRODUCT_CHUNK);
     pack_lines(length, rows, source, p.A.column, out, rows);
     return {out, 1, rows};
   }
-  auto* out = packed_a.get<compute_t<S>>(rows * PRODUCT_CHUNK);
   if (p.A.column == 1)
     pack_lines(rows, length, source, p.A.row, out, int64_t(PRODUCT_CHUNK));
   else
@@ -118,7 +117,9 @@ void multiply_cached(const Block<S>& p, TileShape shape) {
   do {
     const int64_t length = smaller(p.K - k, PRODUCT_CHUNK);
     const bool last = k + PRODUCT_CHUNK >= p.K;
-    auto in_place = [&](int64_t columns) { return b_in_place && columns % lanes == 0 && is_power_of_2(columns / lanes); };
+    auto in_place = [&](int64_t columns) {
+      return b_in_place && columns % lanes == 0 && is_power_of_2(columns / lanes);
+    };
     for (int64_t n = 0; n < p.N; n += width) {
       const int64_t columns = smaller(p.N - n, width);
       if (!in_place(columns)) pack_panel(p, n, columns, k, length, packed + n * depth, width);
@@ -133,8 +134,8 @@ void multiply_cached(const Block<S>& p, TileShape shape) {
         if constexpr (SUMS_IN_C<S>)
           if (in_place(columns)) b = {p.B.data + k * p.B.row + n, p.B.row, 1};
         T* sums = total + i * total_row + n;
-        tile_function<T>(present)({length, a.data + (i - m) * a.row, a.row, a.column, b.data, b.row, sums, total_row,
-                                   columns, k == 0});
+        tile_function<T>(present)(
+            {length, a.data + (i - m) * a.row, a.row, a.column, b.data, b.row, sums, total_row, columns, k == 0});
         if (last) finish(part(p, i, rows, n, columns), sums, total_row);
       };
       if (rows_outside)
@@ -171,10 +172,14 @@ void multiply_block(const Block<S>& p) {
       return finish(p, &total, 1);
     }
     switch (p.M) {
-      case 1: return multiply_few_rows<S, 1>(p);
-      case 2: return multiply_few_rows<S, 2>(p);
-      case 3: return multiply_few_rows<S, 3>(p);
-      case 4: return multiply_few_rows<S, 4>(p);
+      case 1:
+        return multiply_few_rows<S, 1>(p);
+      case 2:
+        return multiply_few_rows<S, 2>(p);
+      case 3:
+        return multiply_few_rows<S, 3>(p);
+      case 4:
+        return multiply_few_rows<S, 4>(p);
     }
   }
   multiply_tiles(p);

@@ -1,5 +1,5 @@
-// Matrix products in the contract's order: per output element, K in chunks of 256, one ascending fma chain from +0 in each,
-// chunks added left to right; then the bias (one add), then the activation.
+// Matrix products in the contract's order: per output element, K in chunks of 256, one ascending fma chain from +0 in
+// each, chunks added left to right; then the bias (one add), then the activation.
 #pragma once
 
 #include "../numerics/kinds.h"
@@ -20,19 +20,19 @@ struct Product {
   int64_t M, N, K;
   MatrixView<S> A, B;
   S* C;
-  int64_t c_row;                      // elements between rows of C; its columns are contiguous
-  const S* bias = nullptr;            // (N,) contiguous, or none
+  int64_t c_row;            // elements between rows of C; its columns are contiguous
+  const S* bias = nullptr;  // (N,) contiguous, or none
   Activation activation = Activation::none;
-  S* preactivation = nullptr;         // where given: A B + bias before the activation, laid out as C
+  S* preactivation = nullptr;  // where given: A B + bias before the activation, laid out as C
   int64_t batch = 1;
   const int64_t* a_offset = nullptr;  // (batch,) element offsets of A[b] and B[b] from data; null for batch = 1
   const int64_t* b_offset = nullptr;
-  int64_t c_batch = 0;                // elements between C[b] and C[b + 1], and in preactivation
+  int64_t c_batch = 0;  // elements between C[b] and C[b + 1], and in preactivation
 };
 
-#define PYTORCH_EXT_DECLARE(isa) \
-  namespace isa {                \
-  template <class S>             \
+#define PYTORCH_EXT_DECLARE(isa)     \
+  namespace isa {                    \
+  template <class S>                 \
   void product(const Product<S>& p); \
   }
 PYTORCH_EXT_EACH_ISA(PYTORCH_EXT_DECLARE)

@@ -8,9 +8,9 @@
 namespace pytorch_ext::PYTORCH_EXT_ISA {
 
 // ---- transposition of a square of lanes, in registers ---------------------------------------------------------------
-// Every step exchanges one bit of the register's number with one bit of the lane's: by pairing halves of two lines as they
-// are loaded, by exchanging blocks of 128 bits, and by interleaving inside the blocks. Each is one instruction, where a
-// permutation over the whole register would be two with AVX2, and the first needs no shuffle unit.
+// Every step exchanges one bit of the register's number with one bit of the lane's: by pairing halves of two lines as
+// they are loaded, by exchanging blocks of 128 bits, and by interleaving inside the blocks. Each is one instruction,
+// where a permutation over the whole register would be two with AVX2, and the first needs no shuffle unit.
 
 template <class T>
 struct Square {
@@ -26,7 +26,8 @@ struct Square {
     exchange<1>();
   }
 
-  // Lines i and i + block make a pair: its low halves are loaded as one row, the high ones as the row lanes / 2 further.
+  // Lines i and i + block make a pair: its low halves are loaded as one row, the high ones as the row lanes / 2
+  // further.
   static constexpr int first_of_pair(int pair) { return pair / block * block * 2 + pair % block; }
 
  private:
@@ -57,7 +58,8 @@ struct Square {
 
 // The halves of two lines, paired: (low of a, low of b) and (high of a, high of b).
 template <class T, int... L>
-INLINE_HD void pair_halves(Vector<T> a, Vector<T> b, Vector<T>& low, Vector<T>& high, std::integer_sequence<int, L...>) {
+INLINE_HD void pair_halves(Vector<T> a, Vector<T> b, Vector<T>& low, Vector<T>& high,
+                           std::integer_sequence<int, L...>) {
   constexpr int lanes = Vector<T>::size, half = lanes / 2;
   low.v = __builtin_shufflevector(a.v, b.v, (L % half + L / half * lanes)...);
   high.v = __builtin_shufflevector(a.v, b.v, (L % half + L / half * lanes + half)...);
@@ -142,8 +144,8 @@ void pack_elements(int64_t lines, int64_t length, const S* source, int64_t row, 
     for (int64_t k = 0; k < length; k++) out[k] = widen(source[k * column]);
 }
 
-// out[k][i] = source[i][k] for i < lines, with contiguous lines of the source. Lanes of the last vector beyond the lines
-// are written too.
+// out[k][i] = source[i][k] for i < lines, with contiguous lines of the source. Lanes of the last vector beyond the
+// lines are written too.
 template <class S>
 void pack_transposed(int64_t lines, int64_t length, const S* source, int64_t stride, compute_t<S>* out,
                      int64_t out_stride) {

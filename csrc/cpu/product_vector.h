@@ -124,8 +124,8 @@ compute_t<S> inner_product(int64_t K, const S* x, const S* y) {
   for (int64_t c = 0; c < whole; c += lanes) {
     const S *xs = x + c * PRODUCT_CHUNK, *ys = y + c * PRODUCT_CHUNK;
     // A constant count, wherever it is one, makes the chunks' distances constants too.
-    const auto sums = whole - c >= lanes ? inner_products_of_chunks(xs, ys, lanes)
-                                         : inner_products_of_chunks(xs, ys, whole - c);
+    const auto sums =
+        whole - c >= lanes ? inner_products_of_chunks(xs, ys, lanes) : inner_products_of_chunks(xs, ys, whole - c);
     T chunks[lanes];
     store(chunks, sums);
     for (int i = 0; i < lanes && c + i < whole; i++) append(c + i, chunks[i]);

@@ -1,10 +1,12 @@
-// Rows in groups that SIMD lanes can work on, whichever way they lie in memory: one row whose elements are contiguous, or
-// as many rows side by side as a Vector has lanes. A kernel written for a group serves both.
+// Rows in groups that SIMD lanes can work on, whichever way they lie in memory: one row whose elements are contiguous,
+// or as many rows side by side as a Vector has lanes. A kernel written for a group serves both.
 //
-//   Value                          what a row has one of: a number, or a lane of a Vector
-//   each(f), max(f), sum(f)        over the columns: f(c, left) is asked for the Vector at column c, of which `left` lanes
-//                                  exist; sum wants +0 in the others (or first() of the Vector)
-//   at(c), stage_at(c)             where column c lies in the arrays, and in an array of this group alone
+//   Value                        what a row has one of: a number, or a lane of a Vector
+//   each(f), largest(f), sum(f)  over the columns: f(c, left) is asked for the Vector at column c, of which `left`
+//   lanes
+//                                exist; sum wants +0 in the others (or first() of the Vector)
+//   prefetch<WRITE>(x)           hints at what comes after x in another group
+//   at(c), stage_at(c)           where column c lies in the arrays, and in an array of this group alone
 #pragma once
 
 #include "rows.h"
@@ -37,6 +39,8 @@ struct OneRow {
     store(values, x);
     return load(values, left, T(0));
   }
+  template <int WRITE, class S>
+  static INLINE_HD void prefetch(const S*) {}
   template <class F>
   INLINE_HD void each(F&& f) const {
     int64_t c = 0;
@@ -44,23 +48,22 @@ struct OneRow {
     if (c < columns) f(c, columns - c);
   }
   template <class Term>
-  INLINE_HD T max(Term&& term) const {
+  INLINE_HD T largest(Term&& term) const {
     constexpr int chains = 4;
     V most[chains];
     for (int j = 0; j < chains; j++) most[j] = constant<V>(-POSITIVE_INFINITY);
     int64_t c = 0;
     for (; c + chains * V::size <= columns; c += chains * V::size)
 #pragma GCC unroll 4
-      for (int j = 0; j < chains; j++)
-        most[j] = pytorch_ext::PYTORCH_EXT_ISA::max(most[j], term(c + j * V::size, int64_t(V::size)));
-    for (; c < columns; c += V::size) most[0] = pytorch_ext::PYTORCH_EXT_ISA::max(most[0], term(c, columns - c));
-    for (int j = 1; j < chains; j++) most[0] = pytorch_ext::PYTORCH_EXT_ISA::max(most[0], most[j]);
+      for (int j = 0; j < chains; j++) most[j] = max(most[j], term(c + j * V::size, int64_t(V::size)));
+    for (; c < columns; c += V::size) most[0] = max(most[0], term(c, columns - c));
+    for (int j = 1; j < chains; j++) most[0] = max(most[0], most[j]);
     T rest[V::size];
     store(rest, most[0]);
 #pragma GCC unroll 8
     for (int width = V::size / 2; width >= 1; width /= 2)
 #pragma GCC unroll 16
-      for (int l = 0; l < width; l++) rest[l] = pytorch_ext::PYTORCH_EXT_ISA::max(rest[l], rest[l + width]);
+      for (int l = 0; l < width; l++) rest[l] = max(rest[l], rest[l + width]);
     return rest[0];
   }
   template <class Term>
@@ -92,14 +95,20 @@ struct RowsSideBySide {
     return constant<V>(widen(x[c]));
   }
   static INLINE_HD V first(V x, int64_t) { return x; }
+  // What the group after the next one has there: no processor foresees strides above a page (6.6 ms instead of 7.9 for
+  // 21 classes of 262144 rows each).
+  template <int WRITE, class S>
+  static INLINE_HD void prefetch(const S* x) {
+    __builtin_prefetch(x + 2 * V::size, WRITE);
+  }
   template <class F>
   INLINE_HD void each(F&& f) const {
     for (int64_t c = 0; c < columns; c++) f(c, left);
   }
   template <class Term>
-  INLINE_HD V max(Term&& term) const {
+  INLINE_HD V largest(Term&& term) const {
     V most = constant<V>(-POSITIVE_INFINITY);
-    for (int64_t c = 0; c < columns; c++) most = pytorch_ext::PYTORCH_EXT_ISA::max(most, term(c, left));
+    for (int64_t c = 0; c < columns; c++) most = max(most, term(c, left));
     return most;
   }
   template <class Term>

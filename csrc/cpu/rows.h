@@ -98,13 +98,16 @@ T sum_parallel(int64_t n, int64_t grain, Segment&& segment) {
 // Sum over at most 4096 rows for a Vector of columns; term(row) is the Vector of that row's terms.
 template <class T, class Term>
 INLINE_HD Vector<T> sum_columns_segment(int64_t rows, Term&& term) {
+  const Vector<T> zero = constant<Vector<T>>(T(0));
   Vector<T> lanes[SUM_LANES];
-  for (int l = 0; l < SUM_LANES; l++) lanes[l] = constant<Vector<T>>(T(0));
-  for (int64_t begin = 0; begin < rows; begin += SUM_LANES) {
+  if (rows == 0) return zero;
+  const int used = rows < SUM_LANES ? static_cast<int>(rows) : SUM_LANES;
+  for (int l = 0; l < used; l++) lanes[l] = add(zero, term(l));
+  for (int64_t begin = SUM_LANES; begin < rows; begin += SUM_LANES) {
     int64_t length = rows - begin < SUM_LANES ? rows - begin : SUM_LANES;
     for (int64_t l = 0; l < length; l++) lanes[l] = add(lanes[l], term(begin + l));
   }
-  return halve_lanes(lanes);
+  return halve_lanes(lanes, used);
 }
 
 template <class T>

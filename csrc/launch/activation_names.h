@@ -17,9 +17,9 @@ inline std::optional<Activation> find_activation(std::string_view name) {
   return std::nullopt;
 }
 
-inline Activation activation_named(std::string_view name) {
+inline Activation activation_named(const char* op, std::string_view name) {
   auto activation = find_activation(name);
-  TORCH_CHECK(activation, "linear: expected activation none, relu, sigmoid, tanh, gelu, gelu_tanh or silu, got ", name);
+  TORCH_CHECK(activation, op, ": expected activation none, relu, sigmoid, tanh, gelu, gelu_tanh or silu, got ", name);
   return *activation;
 }
 

@@ -27,9 +27,8 @@ inline bool is_index_dtype(const Tensor& input, const Tensor& target) {
 // Whether `t` has the input's dtype and device, or will have it once autocast has made both float32.
 inline bool will_match(const Tensor& t, const Tensor& input) {
   const auto a = t.scalar_type(), b = input.scalar_type();
-  return t.device() == input.device() &&
-         (a == b || (is_kernel_dtype(a) && a != at::kDouble && b != at::kDouble &&
-                     at::autocast::is_autocast_enabled(input.device().type())));
+  return t.device() == input.device() && (a == b || (is_kernel_dtype(a) && a != at::kDouble && b != at::kDouble &&
+                                                     at::autocast::is_autocast_enabled(input.device().type())));
 }
 
 // What nll_loss and cross_entropy ask alike. A weight is a constant to the kernels.
@@ -49,7 +48,8 @@ struct ClassOperands {
 
   template <class S>
   ClassificationLoss<S> loss(int64_t reduction, int64_t ignore_index) const {
-    ClassificationLoss<S> p{outer, classes, inner, data<S>(input), input.dim() == 2 ? input.stride(0) : classes * inner};
+    ClassificationLoss<S> p{outer, classes, inner, data<S>(input),
+                            input.dim() == 2 ? input.stride(0) : classes * inner};
     if (target.scalar_type() == at::kLong)
       p.indices = target.const_data_ptr<int64_t>();
     else

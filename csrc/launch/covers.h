@@ -2,17 +2,12 @@
 // or takes the stock operator. Each mirrors the checks at the head of its launcher.
 #pragma once
 
-#include <ATen/autocast_mode.h>
-
 #include "../ops.h"
 
 namespace pytorch_ext {
 
 // Same device and same dtype, or dtypes that autocast will make the same.
-inline bool alike(const at::Tensor& a, const at::Tensor& b) {
-  return a.device() == b.device() &&
-         (a.scalar_type() == b.scalar_type() || at::autocast::is_autocast_enabled(a.device().type()));
-}
+bool alike(const at::Tensor& a, const at::Tensor& b);
 
 // Whether float32 products may follow the contract's order, or torch's flags ask for TF32 or bfloat16 products.
 bool products_are_ieee(const at::Tensor& operand);
@@ -21,6 +16,10 @@ bool covers_linear(const at::Tensor& input, const at::Tensor& weight, const std:
                    std::string_view activation);
 
 bool covers_matmul(const at::Tensor& input, const at::Tensor& other);
+
+bool covers_softmax(const at::Tensor& input, int64_t dim, std::optional<at::ScalarType> dtype);  // and log_softmax
+
+bool covers_activation(const at::Tensor& input, std::string_view kind);
 
 bool covers_dropout(const at::Tensor& input, double p, bool training, bool inplace);
 

@@ -21,7 +21,8 @@ bool covers_cross_entropy(const Tensor& input, const Tensor& target, const Optio
 namespace {
 
 template <class S>
-ClassificationLoss<S> arguments(const ClassOperands& o, int64_t reduction, int64_t ignore_index, double label_smoothing) {
+ClassificationLoss<S> arguments(const ClassOperands& o, int64_t reduction, int64_t ignore_index,
+                                double label_smoothing) {
   auto p = o.loss<S>(reduction, ignore_index);
   p.smoothed = label_smoothing > 0;
   if (p.smoothed) {
@@ -34,9 +35,9 @@ ClassificationLoss<S> arguments(const ClassOperands& o, int64_t reduction, int64
   return p;
 }
 
-std::tuple<Tensor, Tensor> cross_entropy_forward(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                                                 int64_t reduction, int64_t ignore_index, double label_smoothing,
-                                                 bool with_gradient) {
+std::tuple<Tensor, Tensor> cross_entropy_forward(const Tensor& input, const Tensor& target,
+                                                 const OptionalTensor& weight, int64_t reduction, int64_t ignore_index,
+                                                 double label_smoothing, bool with_gradient) {
   const ClassOperands o = class_operands("cross_entropy", input, target, weight, reduction, ignore_index);
   Tensor loss = empty(loss_sizes(input, target, reduction), input), dinput;
   if (with_gradient) dinput = in_huge_pages(o.new_gradient(input));

@@ -1,5 +1,6 @@
 // linear: y = activation(x W^T + b) and its gradients. Memory and launch shapes; the arithmetic is in the kernels.
 #include <ATen/Context.h>
+#include <ATen/autocast_mode.h>
 #include <torch/library.h>
 
 #include "../cpu/linear.h"
@@ -9,6 +10,11 @@
 #include "tensors.h"
 
 namespace pytorch_ext {
+
+bool alike(const Tensor& a, const Tensor& b) {
+  return a.device() == b.device() &&
+         (a.scalar_type() == b.scalar_type() || at::autocast::is_autocast_enabled(a.device().type()));
+}
 
 bool products_are_ieee(const Tensor& operand) {
   if (operand.scalar_type() != at::kFloat) return true;
@@ -28,7 +34,7 @@ bool covers_linear(const Tensor& input, const Tensor& weight, const OptionalTens
 namespace {
 
 // All leading dimensions as rows: a view where the strides allow it.
-Tensor flatten(const Tensor& t) {
+Tensor as_rows(const Tensor& t) {
   if (t.dim() == 2) return t;
   int64_t rows = 1;
   for (int64_t d = 0; d + 1 < t.dim(); d++) rows *= t.size(d);
@@ -53,7 +59,7 @@ void check_linear(const Tensor& input, const Tensor& weight) {
 std::tuple<Tensor, Tensor> linear_forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                                           std::string_view activation) {
   check_linear(input, weight);
-  auto kind = activation_named(activation);
+  auto kind = activation_named("linear", activation);
   const int64_t N = weight.size(0);
   OptionalTensor b;
   if (bias) {
@@ -65,7 +71,7 @@ std::tuple<Tensor, Tensor> linear_forward(const Tensor& input, const Tensor& wei
   sizes.back() = N;
   Tensor output = empty(sizes, input), preactivation;
   if (saves_input(kind)) preactivation = empty(sizes, input);
-  Tensor rows = flatten(input);
+  Tensor rows = as_rows(input);
   WITH_STORAGE_TYPE("linear", input.scalar_type(), [&] {
     Product<S> p{rows.size(0), N, weight.size(1), view<S>(rows), transposed<S>(weight), mutable_data<S>(output), N};
     p.bias = data<S>(b);
@@ -81,14 +87,14 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad, const Ten
                                                    std::array<bool, 3> mask) {
   check_linear(input, weight);
   check_same("linear_backward", "grad", grad, input);
-  auto kind = activation_named(activation);
-  Tensor g = flatten(grad), x = flatten(input), s;
+  auto kind = activation_named("linear_backward", activation);
+  Tensor g = as_rows(grad), x = as_rows(input), s;
   const int64_t M = x.size(0), N = weight.size(0), K = weight.size(1);
   TORCH_CHECK(g.size(0) == M && g.size(1) == N, "linear_backward: expected grad (", M, ", ", N, "), got ", g.sizes());
   if (kind != Activation::none) {
     TORCH_CHECK(saved, "linear_backward: expected the saved tensor of activation ", activation, ", got None");
     check_same("linear_backward", "saved", *saved, input);
-    s = flatten(*saved).contiguous();
+    s = as_rows(*saved).contiguous();
     TORCH_CHECK(s.sizes() == g.sizes(), "linear_backward: expected saved ", g.sizes(), ", got ", s.sizes());
   }
   if (g.stride(1) != 1 && g.stride(1) != 0) g = g.contiguous();

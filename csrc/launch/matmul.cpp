@@ -11,8 +11,8 @@
 namespace pytorch_ext {
 
 bool covers_matmul(const Tensor& input, const Tensor& other) {
-  if (!input.is_cpu() || !other.is_cpu() || !is_kernel_dtype(input.scalar_type())) return false;
-  if (other.scalar_type() != input.scalar_type() || input.dim() < 1 || other.dim() < 1) return false;
+  if (!input.is_cpu() || !alike(other, input) || input.dim() < 1 || other.dim() < 1) return false;
+  if (!is_kernel_dtype(input.scalar_type()) || !is_kernel_dtype(other.scalar_type())) return false;
   if (input.size(-1) != other.size(other.dim() == 1 ? 0 : -2)) return false;
   if (input.dim() > 2 && other.dim() > 2 &&
       !at::are_expandable(input.sizes().slice(0, input.dim() - 2), other.sizes().slice(0, other.dim() - 2)))
@@ -57,7 +57,7 @@ std::vector<int64_t> batch_offsets(const Tensor& t, at::IntArrayRef batch, int64
 }
 
 // A (..., M, K) times B (..., K, N), both of two dimensions or more.
-Tensor multiply(const Tensor& A, const Tensor& B) {
+Tensor product_of(const Tensor& A, const Tensor& B) {
   const auto batch = at::infer_size_dimvector(batch_of(A), batch_of(B));
   const int64_t M = A.size(-2), N = B.size(-1), K = A.size(-1);
   int64_t count = c10::multiply_integers(batch);
@@ -80,24 +80,33 @@ Tensor multiply(const Tensor& A, const Tensor& B) {
 
 Tensor matmul_forward(const Tensor& input, const Tensor& other) {
   check_matmul("matmul", input, other);
-  Tensor output = multiply(as_left(input), as_right(other));
+  Tensor output = product_of(as_left(input), as_right(other));
   if (other.dim() == 1) output.squeeze_(-1);
   if (input.dim() == 1) output.squeeze_(other.dim() == 1 ? -1 : -2);
   return output;
 }
 
+// A B of every matrix of the batch, summed to `sizes` where that was broadcast: 16-bit products before their rounding.
+Tensor summed_products(const Tensor& A, const Tensor& B, at::IntArrayRef sizes) {
+  const auto all = with_matrix(at::infer_size_dimvector(batch_of(A), batch_of(B)), A.size(-2), B.size(-1));
+  const at::ScalarType dtype = A.scalar_type();
+  if (at::IntArrayRef(all) == sizes || dtype == at::kFloat || dtype == at::kDouble)
+    return sum_to_size(product_of(A, B), sizes);
+  return sum_to_size(product_of(A.to(at::kFloat), B.to(at::kFloat)), sizes).to(dtype);
+}
+
 // A matrix that the whole batch shares has one product as its gradient, whose sum runs over the batch and its rows.
 // What is broadcast otherwise has a product for every matrix of the batch, and their sum by the sum rule.
 Tensor left_gradient(const Tensor& grad, const Tensor& A, const Tensor& B) {
-  if (A.dim() > 2 || B.dim() == 2) return sum_to_size(multiply(grad, B.mT()), A.sizes());
+  if (A.dim() > 2 || B.dim() == 2) return summed_products(grad, B.mT(), A.sizes());
   const int64_t terms = c10::multiply_integers(batch_of(grad)) * grad.size(-1);
-  return multiply(grad.movedim(-2, 0).reshape({A.size(0), terms}), B.mT().reshape({terms, A.size(1)}));
+  return product_of(grad.movedim(-2, 0).reshape({A.size(0), terms}), B.mT().reshape({terms, A.size(1)}));
 }
 
 Tensor right_gradient(const Tensor& grad, const Tensor& A, const Tensor& B) {
-  if (B.dim() > 2 || A.dim() == 2) return sum_to_size(multiply(A.mT(), grad), B.sizes());
+  if (B.dim() > 2 || A.dim() == 2) return summed_products(A.mT(), grad, B.sizes());
   const int64_t terms = c10::multiply_integers(batch_of(grad)) * grad.size(-2);
-  return multiply(A.reshape({terms, B.size(0)}).t(), grad.reshape({terms, B.size(1)}));
+  return product_of(A.reshape({terms, B.size(0)}).t(), grad.reshape({terms, B.size(1)}));
 }
 
 std::tuple<Tensor, Tensor> matmul_backward(const Tensor& grad, const Tensor& input, const Tensor& other,

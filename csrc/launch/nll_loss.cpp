@@ -26,14 +26,12 @@ int64_t count_rows(const char* op, const int64_t* indices, int64_t rows, int64_t
   if (outside == 0) return rows - ignored;
   int64_t i = 0;
   while (indices[i] == ignore_index || static_cast<uint64_t>(indices[i]) < static_cast<uint64_t>(classes)) i++;
-  TORCH_CHECK_INDEX(false, op, ": expected class indices in [0, ", classes, ") or ignore_index ", ignore_index, ", got ",
-                    indices[i]);
+  TORCH_CHECK_INDEX(false, op, ": expected class indices in [0, ", classes, ") or ignore_index ", ignore_index,
+                    ", got ", indices[i]);
 }
 
 // Whether the classes are contiguous although the shape puts them second of more than two dimensions.
-bool has_classes_last(const Tensor& t) {
-  return t.dim() > 2 && !t.is_contiguous() && t.movedim(1, -1).is_contiguous();
-}
+bool has_classes_last(const Tensor& t) { return t.dim() > 2 && !t.is_contiguous() && t.movedim(1, -1).is_contiguous(); }
 
 }  // namespace
 
@@ -41,7 +39,8 @@ ClassOperands class_operands(const char* op, const Tensor& input, const Tensor& 
                              int64_t reduction, int64_t ignore_index) {
   TORCH_CHECK(input.dim() >= 1, op, ": expected input (N, C, ...) or (C,), got ", input.sizes());
   TORCH_CHECK(reduction >= 0 && reduction <= 2, op, ": expected reduction 0, 1 or 2, got ", reduction);
-  TORCH_CHECK(target.device() == input.device(), op, ": expected target on ", input.device(), ", got ", target.device());
+  TORCH_CHECK(target.device() == input.device(), op, ": expected target on ", input.device(), ", got ",
+              target.device());
   ClassOperands o;
   o.classes = input.size(class_dim(input));
   o.outer = input.dim() == 1 ? 1 : input.size(0);
@@ -97,7 +96,8 @@ namespace {
 
 Tensor nll_loss_forward(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
                         int64_t ignore_index) {
-  TORCH_CHECK(!at::isFloatingType(target.scalar_type()), "nll_loss: expected class indices, got ", target.scalar_type());
+  TORCH_CHECK(!at::isFloatingType(target.scalar_type()), "nll_loss: expected class indices, got ",
+              target.scalar_type());
   const ClassOperands o = class_operands("nll_loss", input, target, weight, reduction, ignore_index);
   Tensor loss = empty(loss_sizes(input, target, reduction), input);
   WITH_STORAGE_TYPE("nll_loss", input.scalar_type(), [&] {
@@ -110,7 +110,8 @@ Tensor nll_loss_forward(const Tensor& input, const Tensor& target, const Optiona
 
 Tensor nll_loss_backward(const Tensor& grad, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                          int64_t reduction, int64_t ignore_index) {
-  TORCH_CHECK(!at::isFloatingType(target.scalar_type()), "nll_loss: expected class indices, got ", target.scalar_type());
+  TORCH_CHECK(!at::isFloatingType(target.scalar_type()), "nll_loss: expected class indices, got ",
+              target.scalar_type());
   const ClassOperands o = class_operands("nll_loss_backward", input, target, weight, reduction, ignore_index);
   const Tensor g = loss_gradient("nll_loss_backward", grad, input, target, reduction);
   Tensor dinput = o.new_gradient(input).zero_();

@@ -1,11 +1,19 @@
-// One native call per optimiser step: the parameters of a group, their gradients and their state are gathered here, all
-// checked before the first one is changed. A function answers False, having changed nothing, for what it does not cover.
+// One native call per parameter group: options, parameters, gradients and state are read and checked here before the
+// first element changes. A function answers None, having changed no tensor, for what the kernels do not cover.
 #include "optimizers.h"
 
-#include <ATen/ops/full.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/python_variable.h>
 
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+
 #include "../cpu/optimizers.h"
+#include "../eager.h"
 #include "tensors.h"
 
 namespace pytorch_ext {
@@ -13,45 +21,232 @@ namespace {
 
 namespace py = pybind11;
 
-// Whether a kernel may walk this tensor as one array, in the layout of `like`.
-bool is_flat(const Tensor& t, const Tensor& like) {
-  return t.layout() == at::kStrided && t.is_cpu() && t.scalar_type() == like.scalar_type() &&
-         t.sizes() == like.sizes() && t.is_contiguous() && !t.is_neg() && !t.is_conj();
+// The keys of parameter groups and states, interned: found by their address.
+struct Names {
+  static PyObject* intern(const char* name) { return PyUnicode_InternFromString(name); }
+  PyObject *params = intern("params"), *lr = intern("lr"), *weight_decay = intern("weight_decay");
+  PyObject *maximize = intern("maximize"), *momentum = intern("momentum"), *dampening = intern("dampening");
+  PyObject *nesterov = intern("nesterov"), *betas = intern("betas"), *eps = intern("eps"), *amsgrad = intern("amsgrad");
+  PyObject *decoupled_weight_decay = intern("decoupled_weight_decay"), *foreach = intern("foreach");
+  PyObject *fused = intern("fused"), *capturable = intern("capturable"), *differentiable = intern("differentiable");
+  PyObject *step = intern("step"), *exp_avg = intern("exp_avg"), *exp_avg_sq = intern("exp_avg_sq");
+  PyObject *max_exp_avg_sq = intern("max_exp_avg_sq"), *momentum_buffer = intern("momentum_buffer");
+};
+const Names& names() {
+  static const Names* const all = new Names;
+  return *all;
+}
+
+// The value under a key, or null.
+PyObject* find(PyObject* dict, PyObject* key) {
+  PyObject* value = PyDict_GetItemWithError(dict, key);
+  if (!value && PyErr_Occurred()) throw py::error_already_set();
+  return value;
+}
+
+// Options of a parameter group. `covered` turns false where one of them asks for another implementation.
+struct Options {
+  PyObject* group;
+  bool covered;
+
+  explicit Options(const py::dict& g) : group(g.ptr()) {
+    const Names& n = names();
+    covered = !flag(n.foreach) && !flag(n.fused) && !flag(n.capturable) && !flag(n.differentiable);
+  }
+  bool flag(PyObject* key) {
+    PyObject* value = find(group, key);
+    return value && value != Py_None && PyObject_IsTrue(value) == 1;
+  }
+  double number(PyObject* key) { return as_number(find(group, key)); }
+  double as_number(PyObject* value) {
+    if (!value || THPVariable_Check(value)) {  // a tensor's value is read by the stock step, at its own time
+      covered = false;
+      return 0;
+    }
+    double number = PyFloat_AsDouble(value);
+    if (number == -1 && PyErr_Occurred()) throw py::error_already_set();
+    return number;
+  }
+};
+
+// An ordinary dense tensor on the CPU with the sizes and the dtype of `like`. In-place changes of inference tensors are
+// for the stock step to judge.
+bool matches(const Tensor& t, const Tensor& like) {
+  return is_ordinary(t) && t.is_cpu() && !t.is_inference() && t.scalar_type() == like.scalar_type() &&
+         t.sizes() == like.sizes();
+}
+
+// Whether element i in memory of one is element i in memory of the other.
+bool lies_like(const Tensor& t, const Tensor& like) {
+  return (t.is_contiguous() && like.is_contiguous()) ||
+         (t.is_non_overlapping_and_dense() && t.strides() == like.strides());
+}
+
+// Whether no two of these dense tensors share memory: then threads may change them at the same time.
+template <class Range, class TensorOf>
+bool are_disjoint(const Range& range, TensorOf&& tensor_of) {
+  std::vector<std::pair<const char*, const char*>> pieces;
+  pieces.reserve(range.size());
+  for (const auto& item : range) {
+    const Tensor& t = tensor_of(item);
+    const char* begin = static_cast<const char*>(t.const_data_ptr());
+    if (t.numel()) pieces.emplace_back(begin, begin + t.nbytes());
+  }
+  std::sort(pieces.begin(), pieces.end());
+  for (size_t i = 1; i < pieces.size(); i++)
+    if (pieces[i].first < pieces[i - 1].second) return false;
+  return true;
 }
 
 struct Parameter {
+  PyObject* object;
   Tensor value, grad;
-  PyObject* state;  // a dict, or null before the first step
 };
 
 // The parameters that have a gradient; false where one is not covered.
-bool gather(const py::list& params, const py::dict& states, std::vector<Parameter>& found) {
-  found.reserve(params.size());
-  for (py::handle object : params) {
+bool gather(const Options& options, std::vector<Parameter>& found) {
+  PyObject* params = find(options.group, names().params);
+  if (!options.covered || !params || !PyList_Check(params)) return false;
+  found.reserve(static_cast<size_t>(PyList_GET_SIZE(params)));
+  for (py::handle object : py::reinterpret_borrow<py::list>(params)) {
     if (!THPVariable_CheckExact(object.ptr())) return false;
     const Tensor& value = THPVariable_Unpack(object.ptr());
     Tensor grad = value.grad();
     if (!grad.defined()) continue;
-    if (!is_kernel_dtype(value.scalar_type()) || !is_flat(value, value)) return false;
-    if (grad.layout() != at::kStrided) return false;
-    if (!grad.is_contiguous()) grad = grad.contiguous();
-    if (!is_flat(grad, value)) return false;
-    PyObject* state = PyDict_GetItemWithError(states.ptr(), object.ptr());
-    if (!state && PyErr_Occurred()) throw py::error_already_set();
-    found.push_back({value, std::move(grad), state && PyDict_Check(state) && PyDict_GET_SIZE(state) ? state : nullptr});
+    if (!is_kernel_dtype(value.scalar_type()) || !matches(value, value) || !matches(grad, value)) return false;
+    if (!lies_like(value, value)) return false;
+    if (!lies_like(grad, value)) {
+      at::NoGradGuard no_grad;
+      grad = at::empty_like(value).copy_(grad);
+    }
+    found.push_back({object.ptr(), value, std::move(grad)});
   }
-  return found.empty() || std::all_of(found.begin(), found.end(), [&](const Parameter& p) {
-    return p.value.scalar_type() == found[0].value.scalar_type();
+  return are_disjoint(found, [](const Parameter& p) -> const Tensor& { return p.value; });
+}
+
+// A parameter's dict of state, made by the defaultdict where there is none.
+PyObject* state_of(const Parameter& p, const py::dict& states) {
+  PyObject* state = find(states.ptr(), p.object);
+  if (!state) {
+    auto made = py::reinterpret_steal<py::object>(PyObject_GetItem(states.ptr(), p.object));
+    if (!made) throw py::error_already_set();
+    state = made.ptr();  // `states` holds it
+  }
+  return PyDict_Check(state) ? state : nullptr;
+}
+
+// The tensor under `key`, undefined where there is none; false where what is there is not covered.
+bool read_state(const Parameter& p, PyObject* state, PyObject* key, Tensor& found) {
+  PyObject* object = find(state, key);
+  if (!object || object == Py_None) return true;
+  if (!THPVariable_CheckExact(object)) return false;
+  found = THPVariable_Unpack(object);
+  return matches(found, p.value) && lies_like(found, p.value);
+}
+
+void write_state(PyObject* state, PyObject* key, const Tensor& t) {
+  if (PyDict_SetItem(state, key, py::cast(t).ptr())) throw py::error_already_set();
+}
+
+void written(const Tensor& t) {
+  if (t.defined()) t.unsafeGetTensorImpl()->bump_version();
+}
+
+// Calls run(tensors) with describe(storage type, i) of the parameters of each dtype in turn.
+template <template <class> class KernelTensor, class Describe, class Run>
+void for_each_dtype(const std::vector<Parameter>& found, Describe&& describe, Run&& run) {
+  for (at::ScalarType dtype : {at::kFloat, at::kDouble, at::kBFloat16, at::kHalf}) {
+    if (std::none_of(found.begin(), found.end(), [&](auto& p) { return p.value.scalar_type() == dtype; })) continue;
+    WITH_STORAGE_TYPE("optim", dtype, [&] {
+      std::vector<KernelTensor<S>> tensors;
+      tensors.reserve(found.size());
+      for (size_t i = 0; i < found.size(); i++)
+        if (found[i].value.scalar_type() == dtype) tensors.push_back(describe(S(), i));
+      py::gil_scoped_release no_gil;
+      run(S(), tensors.data(), static_cast<int64_t>(tensors.size()));
+    });
+  }
+}
+
+py::object sgd_step(const py::dict& group, const py::dict& states) {
+  const Names& n = names();
+  Options options(group);
+  const double lr = options.number(n.lr), momentum = options.number(n.momentum);
+  const double dampening = options.number(n.dampening), weight_decay = options.number(n.weight_decay);
+  const bool nesterov = options.flag(n.nesterov), maximize = options.flag(n.maximize);
+  std::vector<Parameter> found;
+  if (!gather(options, found)) return py::none();
+  std::vector<Tensor> buffers(found.size());
+  std::vector<bool> first(found.size());
+  if (momentum != 0) {
+    std::vector<PyObject*> state(found.size());
+    for (size_t i = 0; i < found.size(); i++) {
+      state[i] = state_of(found[i], states);
+      if (!state[i] || !read_state(found[i], state[i], n.momentum_buffer, buffers[i])) return py::none();
+    }
+    for (size_t i = 0; i < found.size(); i++)
+      if ((first[i] = !buffers[i].defined())) {
+        buffers[i] = at::empty_like(found[i].value.detach());
+        write_state(state[i], n.momentum_buffer, buffers[i]);
+      }
+  }
+  auto describe = [&](auto storage, size_t i) {
+    using S = decltype(storage);
+    written(found[i].value);
+    written(buffers[i]);
+    return SgdTensor<S>{found[i].value.numel(), mutable_data<S>(found[i].value), data<S>(found[i].grad),
+                        mutable_data<S>(buffers[i]), bool(first[i])};
+  };
+  for_each_dtype<SgdTensor>(found, describe, [&](auto storage, auto* tensors, int64_t count) {
+    using S = decltype(storage);
+    using T = compute_t<S>;
+    const SgdRule<T> rule{T(-lr), T(momentum), T(1 - dampening), T(weight_decay), nesterov, maximize};
+    CPU_KERNEL(sgd_step<S>)(rule, tensors, count);
   });
+  return py::bool_(true);
 }
 
-// The tensor under `key` of a parameter's state; undefined where there is none.
-Tensor entry(const Parameter& p, const char* key) {
-  PyObject* object = p.state ? PyDict_GetItemString(p.state, key) : nullptr;
-  return object && THPVariable_CheckExact(object) ? THPVariable_Unpack(object) : Tensor();
+struct AdamState {
+  Tensor step, exp_avg, exp_avg_sq, max_exp_avg_sq;
+};
+
+// What torch.optim.Adam puts into an empty state.
+void initialise_adam(const Parameter& p, PyObject* state, bool amsgrad) {
+  const Names& n = names();
+  auto step_dtype = at::get_default_dtype_as_scalartype() == at::kDouble ? at::kDouble : at::kFloat;
+  write_state(state, n.step, at::zeros({}, at::dtype(step_dtype)));
+  for (PyObject* key : {n.exp_avg, n.exp_avg_sq}) write_state(state, key, at::zeros_like(p.value.detach()));
+  if (amsgrad) write_state(state, n.max_exp_avg_sq, at::zeros_like(p.value.detach()));
 }
 
-void written(const Tensor& t) { t.unsafeGetTensorImpl()->bump_version(); }
+// The number of steps a parameter has seen; negative where it is not a whole number on the CPU.
+double steps_done(const Tensor& step) {
+  if (!is_ordinary(step) || !step.is_cpu() || step.is_inference() || step.numel() != 1) return -1;
+  if (step.scalar_type() != at::kFloat && step.scalar_type() != at::kDouble) return -1;
+  double t = step.scalar_type() == at::kFloat ? *step.const_data_ptr<float>() : *step.const_data_ptr<double>();
+  return t >= 0 && t < 0x1p53 && t == std::floor(t) ? t : -1;
+}
+
+// step += 1 in the tensor's own dtype; the new value.
+int64_t count_step(const Tensor& step) {
+  written(step);
+  if (step.scalar_type() == at::kFloat) return static_cast<int64_t>(*step.mutable_data_ptr<float>() += 1);
+  return static_cast<int64_t>(*step.mutable_data_ptr<double>() += 1);
+}
+
+// The state of a parameter, created where it is empty; false where it is not covered.
+bool read_adam(const Parameter& p, const py::dict& states, bool amsgrad, AdamState& s) {
+  const Names& n = names();
+  PyObject* state = state_of(p, states);
+  if (!state) return false;
+  if (PyDict_GET_SIZE(state) == 0) initialise_adam(p, state, amsgrad);
+  PyObject* step = find(state, n.step);
+  if (!step || !THPVariable_CheckExact(step)) return false;
+  s.step = THPVariable_Unpack(step);
+  return steps_done(s.step) >= 0 && read_state(p, state, n.exp_avg, s.exp_avg) && s.exp_avg.defined() &&
+         read_state(p, state, n.exp_avg_sq, s.exp_avg_sq) && s.exp_avg_sq.defined() &&
+         (!amsgrad || (read_state(p, state, n.max_exp_avg_sq, s.max_exp_avg_sq) && s.max_exp_avg_sq.defined()));
+}
 
 // Powers by squaring in double, from the current beta and the stored step: never a running product.
 double power(double base, int64_t exponent) {
@@ -61,112 +256,79 @@ double power(double base, int64_t exponent) {
   return result;
 }
 
-// State of Adam: 'missing' asks Python to create it, as torch.optim does, and call again.
-py::object adam_step(const py::list& params, const py::dict& states, double lr, double beta1, double beta2, double eps,
-                     double weight_decay, bool decoupled, bool amsgrad, bool maximize) {
+py::object adam_step(const py::dict& group, const py::dict& states) {
+  const Names& n = names();
+  Options options(group);
+  const double lr = options.number(n.lr), eps = options.number(n.eps), weight_decay = options.number(n.weight_decay);
+  PyObject* betas = find(options.group, n.betas);
+  if (!betas || !PyTuple_Check(betas) || PyTuple_GET_SIZE(betas) != 2) return py::none();
+  const double beta1 = options.as_number(PyTuple_GET_ITEM(betas, 0));
+  const double beta2 = options.as_number(PyTuple_GET_ITEM(betas, 1));
+  const bool amsgrad = options.flag(n.amsgrad), maximize = options.flag(n.maximize);
+  const bool decoupled = options.flag(n.decoupled_weight_decay);
   std::vector<Parameter> found;
-  if (!gather(params, states, found)) return py::bool_(false);
-  struct State {
-    Tensor step, m, v, v_max;
+  if (!gather(options, found)) return py::none();
+  std::vector<AdamState> state(found.size());
+  for (size_t i = 0; i < found.size(); i++)
+    if (!read_adam(found[i], states, amsgrad, state[i])) return py::none();
+
+  int64_t last = 0;
+  double step_size = 0, scale = 0;
+  auto describe = [&](auto storage, size_t i) {
+    using S = decltype(storage);
+    using T = compute_t<S>;
+    const AdamState& s = state[i];
+    if (int64_t t = count_step(s.step); t != last) {
+      last = t;
+      step_size = lr / (1 - power(beta1, t));
+      scale = 1 / std::sqrt(1 - power(beta2, t));
+    }
+    for (const Tensor& t : {found[i].value, s.exp_avg, s.exp_avg_sq, s.max_exp_avg_sq}) written(t);
+    return AdamTensor<S>{found[i].value.numel(),
+                         mutable_data<S>(found[i].value),
+                         data<S>(found[i].grad),
+                         mutable_data<S>(s.exp_avg),
+                         mutable_data<S>(s.exp_avg_sq),
+                         mutable_data<S>(s.max_exp_avg_sq),
+                         T(-step_size),
+                         T(scale)};
   };
-  std::vector<State> state(found.size());
-  for (size_t i = 0; i < found.size(); i++) {
-    const Parameter& p = found[i];
-    if (!p.state) return py::str("missing");
-    state[i] = {entry(p, "step"), entry(p, "exp_avg"), entry(p, "exp_avg_sq"),
-                amsgrad ? entry(p, "max_exp_avg_sq") : Tensor()};
-    auto flat = [&](const Tensor& t) { return t.defined() && is_flat(t, p.value); };
-    const Tensor& step = state[i].step;
-    if (!step.defined() || !step.is_cpu() || step.scalar_type() != at::kFloat || step.numel() != 1) return py::bool_(false);
-    if (!flat(state[i].m) || !flat(state[i].v) || (amsgrad && !flat(state[i].v_max))) return py::bool_(false);
-  }
-  if (found.empty()) return py::bool_(true);
-  WITH_STORAGE_TYPE("adam", found[0].value.scalar_type(), [&] {
+  for_each_dtype<AdamTensor>(found, describe, [&](auto storage, auto* tensors, int64_t count) {
+    using S = decltype(storage);
     using T = compute_t<S>;
-    AdamRule<T> rule{T(beta1), T(1 - beta1), T(beta2), T(1 - beta2), T(eps), T(weight_decay), T(-(lr * weight_decay)),
-                     decoupled, amsgrad, maximize};
-    std::vector<AdamTensor<S>> tensors;
-    tensors.reserve(found.size());
-    float last_step = -1;
-    double step_size = 0, scale = 0;
-    for (size_t i = 0; i < found.size(); i++) {
-      State& s = state[i];
-      float t = *static_cast<float*>(s.step.mutable_data_ptr()) += 1;
-      written(s.step);
-      if (t != last_step) {
-        step_size = lr / (1 - power(beta1, static_cast<int64_t>(t)));
-        scale = 1 / std::sqrt(1 - power(beta2, static_cast<int64_t>(t)));
-        last_step = t;
-      }
-      tensors.push_back({found[i].value.numel(), mutable_data<S>(found[i].value), data<S>(found[i].grad),
-                         mutable_data<S>(s.m), mutable_data<S>(s.v), mutable_data<S>(s.v_max), T(-step_size), T(scale)});
-      written(found[i].value);
-      written(s.m);
-      written(s.v);
-      if (amsgrad) written(s.v_max);
-    }
-    CPU_KERNEL(adam_step<S>)(rule, tensors.data(), static_cast<int64_t>(tensors.size()));
+    const AdamRule<T> rule{
+        T(beta1),  T(1 - beta1), T(beta2), T(1 - beta2), T(eps), T(weight_decay), T(-(lr * weight_decay)),
+        decoupled, amsgrad,      maximize};
+    CPU_KERNEL(adam_step<S>)(rule, tensors, count);
   });
   return py::bool_(true);
 }
 
-// SGD keeps state only with momentum; the first step's buffer is created here and handed over in `created`.
-py::object sgd_step(const py::list& params, const py::dict& states, double lr, double momentum, double dampening,
-                    double weight_decay, bool nesterov, bool maximize) {
-  std::vector<Parameter> found;
-  if (!gather(params, states, found)) return py::bool_(false);
-  std::vector<Tensor> buffers(found.size());
-  if (momentum != 0)
-    for (size_t i = 0; i < found.size(); i++) {
-      if (!found[i].state) return py::str("missing");
-      buffers[i] = entry(found[i], "momentum_buffer");
-      if (buffers[i].defined() && !is_flat(buffers[i], found[i].value)) return py::bool_(false);
-    }
-  if (found.empty()) return py::bool_(true);
-  WITH_STORAGE_TYPE("sgd", found[0].value.scalar_type(), [&] {
-    using T = compute_t<S>;
-    SgdRule<T> rule{T(-lr), T(momentum), T(1 - dampening), T(weight_decay), nesterov, maximize};
-    std::vector<SgdTensor<S>> tensors;
-    tensors.reserve(found.size());
-    for (size_t i = 0; i < found.size(); i++) {
-      const bool first = momentum != 0 && !buffers[i].defined();
-      if (first) {
-        buffers[i] = empty(found[i].value.sizes(), found[i].value);
-        PyDict_SetItemString(found[i].state, "momentum_buffer", py::cast(buffers[i]).ptr());
-      }
-      tensors.push_back({found[i].value.numel(), mutable_data<S>(found[i].value), data<S>(found[i].grad),
-                         mutable_data<S>(buffers[i]), first});
-      written(found[i].value);
-      if (buffers[i].defined()) written(buffers[i]);
-    }
-    CPU_KERNEL(sgd_step<S>)(rule, tensors.data(), static_cast<int64_t>(tensors.size()));
-  });
-  return py::bool_(true);
-}
-
-// The norm of all gradients as a 0-dim tensor, gradients scaled; None where a gradient is not covered.
-py::object clip_grad_norm(const py::list& params, double max_norm) {
+// The norm of all gradients as a 0-dim tensor, the gradients scaled.
+py::object clip_grad_norm(const py::list& params, double max_norm, bool error_if_nonfinite) {
   std::vector<Tensor> grads;
   for (py::handle object : params) {
     if (!THPVariable_CheckExact(object.ptr())) return py::none();
     Tensor grad = THPVariable_Unpack(object.ptr()).grad();
     if (!grad.defined()) continue;
-    if (!is_kernel_dtype(grad.scalar_type()) || !is_flat(grad, grad) || grad.requires_grad()) return py::none();
+    if (!is_kernel_dtype(grad.scalar_type()) || !matches(grad, grad) || !grad.is_contiguous()) return py::none();
     if (!grads.empty() && grad.scalar_type() != grads[0].scalar_type()) return py::none();
     grads.push_back(std::move(grad));
   }
-  if (grads.empty()) return py::none();
+  if (grads.empty() || !are_disjoint(grads, [](const Tensor& g) -> const Tensor& { return g; })) return py::none();
   Tensor total = empty({}, grads[0]);
   WITH_STORAGE_TYPE("clip_grad_norm_", grads[0].scalar_type(), [&] {
     std::vector<GradTensor<S>> tensors;
+    tensors.reserve(grads.size());
     for (const Tensor& g : grads) tensors.push_back({g.numel(), mutable_data<S>(g)});
     const auto count = static_cast<int64_t>(tensors.size());
-    auto norm = CPU_KERNEL(gradient_norm<S>)(tensors.data(), count);
+    py::gil_scoped_release no_gil;
+    const auto norm = CPU_KERNEL(gradient_norm<S>)(tensors.data(), count);
+    if (error_if_nonfinite && !std::isfinite(norm))
+      throw std::runtime_error("clip_grad_norm_: expected gradients of finite norm, got " + std::to_string(norm));
     total.fill_(norm);
-    if (max_norm >= 0) {
-      CPU_KERNEL(clip_gradients<S>)(tensors.data(), count, compute_t<S>(max_norm), norm);
-      for (const Tensor& g : grads) written(g);
-    }
+    CPU_KERNEL(clip_gradients<S>)(tensors.data(), count, compute_t<S>(max_norm), norm);
+    for (const Tensor& g : grads) written(g);
   });
   return py::cast(total);
 }

@@ -13,10 +13,12 @@ constexpr int PRODUCT_CHUNK = 256;
 constexpr int SUM_LANES = 64;
 constexpr int SUM_SEGMENT = 4096;
 
+// Lanes from `used` on, which no element has reached, are +0 and need not be there: no lane is ever -0, so that adding
+// them would change nothing.
 template <class T>
-INLINE_HD T halve_lanes(T* lanes) {
+INLINE_HD T halve_lanes(T* lanes, int used = SUM_LANES) {
   for (int width = SUM_LANES / 2; width >= 1; width /= 2)
-    for (int l = 0; l < width; l++) lanes[l] = add(lanes[l], lanes[l + width]);
+    for (int l = 0; l < width && l + width < used; l++) lanes[l] = add(lanes[l], lanes[l + width]);
   return lanes[0];
 }
 

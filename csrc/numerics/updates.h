@@ -15,8 +15,8 @@ struct SgdRule {
 template <class T>
 struct AdamRule {
   T beta1, one_minus_beta1, beta2, one_minus_beta2, eps;
-  T weight_decay;                 // coupled: added to the gradient
-  T negative_lr_weight_decay;     // decoupled (AdamW): -(lr * weight_decay)
+  T weight_decay;              // coupled: times the parameter, added to the gradient
+  T negative_lr_weight_decay;  // decoupled (AdamW): -(lr * weight_decay)
   bool decoupled, amsgrad, maximize;
 };
 
@@ -24,7 +24,8 @@ struct AdamRule {
 
 namespace pytorch_ext::PYTORCH_EXT_ISA {
 
-// p -= lr g. With momentum the buffer starts as the gradient itself (`first`), afterwards momentum b + (1 - dampening) g.
+// p -= lr g. With momentum the buffer starts as the gradient itself (`first`), afterwards momentum b + (1 - dampening)
+// g.
 template <class V, class T>
 INLINE_HD void sgd_update(const SgdRule<T>& rule, V& param, V grad, V* buffer, bool first) {
   if (rule.maximize) grad = neg(grad);
@@ -39,12 +40,15 @@ INLINE_HD void sgd_update(const SgdRule<T>& rule, V& param, V grad, V* buffer, b
 
 // p -= step_size m / (sqrt(v) scale + eps), with step_size = lr / (1 - beta1^t) and scale = 1 / sqrt(1 - beta2^t).
 template <class V, class T>
-INLINE_HD void adam_update(const AdamRule<T>& rule, T negative_step_size, T scale, V& param, V grad, V& m, V& v, V* v_max) {
+INLINE_HD void adam_update(const AdamRule<T>& rule, T negative_step_size, T scale, V& param, V grad, V& m, V& v,
+                           V* v_max) {
   if (rule.maximize) grad = neg(grad);
-  if (rule.decoupled)
-    param = fma(constant<V>(rule.negative_lr_weight_decay), param, param);
-  else if (rule.weight_decay != 0)
-    grad = fma(constant<V>(rule.weight_decay), param, grad);
+  if (rule.weight_decay != 0) {
+    if (rule.decoupled)
+      param = fma(constant<V>(rule.negative_lr_weight_decay), param, param);
+    else
+      grad = fma(constant<V>(rule.weight_decay), param, grad);
+  }
   m = fma(constant<V>(rule.beta1), m, mul(constant<V>(rule.one_minus_beta1), grad));
   v = fma(constant<V>(rule.beta2), v, mul(constant<V>(rule.one_minus_beta2), mul(grad, grad)));
   V second = v;

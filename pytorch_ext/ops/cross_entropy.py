@@ -25,7 +25,8 @@ def cross_entropy(
     input ``(N, C, d1, ...)``, ``(N, C)`` or ``(C,)``; target has the same shape (class probabilities) or that shape
     without C (class indices). Raises IndexError for a class index outside [0, C) that is not ``ignore_index``, before
     anything is computed; ValueError for other batch sizes or an unknown reduction, RuntimeError for other shapes and
-    dtypes. Probabilities of another dtype than the input, and a weight that requires a gradient, take the stock operators.
+    dtypes. Probabilities of another dtype than the input, and a weight that requires a gradient, take the stock
+    operators.
     """
     compiling = is_dynamo_compiling()
     if size_average is None and reduce is None and not compiling:

@@ -1,23 +1,12 @@
 """linear: y = activation(x W^T + b), the activation fused into the product's epilogue."""
 
-import functools
-
 import torch
 import torch.nn.functional as F
 
 from .. import native
+from .activation import ACTIVATIONS
 from .checks import expect, expect_alike, expect_tensors
 from .paths import choice, is_dynamo_compiling, overridden, products_are_ieee, traceable
-
-ACTIVATIONS = {
-    "none": lambda z: z,
-    "relu": torch.relu,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "gelu": F.gelu,
-    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
-    "silu": F.silu,
-}
 
 
 def linear(input, weight, bias=None, *, activation=None):

@@ -10,8 +10,8 @@ from .paths import choice, is_dynamo_compiling, overridden, products_are_ieee, t
 def matmul(input, other):
     """``torch.matmul``.
 
-    input ``(..., M, K)`` or ``(K,)``, other ``(..., K, N)`` or ``(K,)``; the leading dimensions broadcast. Raises
-    RuntimeError where shapes, dtypes or devices do not match. Integer, boolean and complex tensors take the stock operator.
+    input ``(..., M, K)`` or ``(K,)``, other ``(..., K, N)`` or ``(K,)``; the leading dimensions broadcast. Integer,
+    boolean and complex tensors take the stock operator. RuntimeError where shapes, dtypes or devices do not match.
     """
     if not is_dynamo_compiling():
         output = choice.kernels.matmul(input, other)

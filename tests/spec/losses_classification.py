@@ -1,7 +1,7 @@
 """Cross entropy and negative log likelihood, and their gradients, for x of shape (rows, classes).
 
-A class index stands for a distribution over the classes, q: cross entropy is the same function of x and q for both kinds
-of target, and so is its gradient (p total - q) s, with p = softmax(x) and total = the sum of q.
+A class index stands for a distribution over the classes, q: cross entropy is the same function of x and q for both
+kinds of target, and so is its gradient (p total - q) s, with p = softmax(x) and total = the sum of q.
 """
 
 import numpy as np

@@ -9,16 +9,18 @@ def forward(input, other):
     """A product for every matrix of the broadcast batch; a vector is a row on the left, a column on the right."""
     A, B = as_matrices(input, other)
     C = product(A, B)
-    return C.reshape(C.shape[:-2] + (() if input.ndim == 1 else C.shape[-2:-1]) + (() if other.ndim == 1 else C.shape[-1:]))
+    return C.reshape(
+        C.shape[:-2] + (() if input.ndim == 1 else C.shape[-2:-1]) + (() if other.ndim == 1 else C.shape[-1:])
+    )
 
 
 def backward(grad, input, other):
     """(dinput, dother): products again, grad B^T and A^T grad for every matrix of the batch.
 
-    An operand without batch dimensions that meets one with them is shared by the whole batch. Its gradient is one
-    product, whose K runs over the batch (row-major) and, within, over the rows of the shared right operand's partner, or
-    over the columns of the left one's. An operand that is broadcast otherwise has its products summed by the sum rule,
-    over the flattened index of the broadcast dimensions.
+    An operand of one or two dimensions that meets a batch is shared by it. Its gradient is one product, whose K runs
+    over the batch (row-major) and, within each matrix of it, over grad's rows (for other) or columns (for input). An
+    operand that is broadcast otherwise has its products summed by the sum rule, over the flattened index of the
+    broadcast dimensions.
     """
     A, B = as_matrices(input, other)
     batch = np.broadcast_shapes(A.shape[:-2], B.shape[:-2])

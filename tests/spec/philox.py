@@ -24,7 +24,7 @@ def philox(counter, key):
 def words(n, key):
     """The words of elements 0 to n - 1 in row-major order: element i takes word i mod 4 of counter i div 4.
 
-    The counter's two low words hold i div 4, the others are 0; the key's two words are those of an int64, low one first.
+    The counter's two low words hold i div 4, the others are 0; the key's words are an int64's, the low one first.
     """
     counter, key = np.arange((n + 3) // 4, dtype=np.uint64), np.uint64(key % 2**64)
     zero = np.zeros_like(counter)

@@ -1,0 +1,69 @@
+#include <torch/library.h>
+
+#include "../launch/activation_names.h"
+#include "../ops.h"
+#include "activation_composition.h"
+#include "composition.h"
+
+namespace pytorch_ext {
+namespace {
+
+using at::Tensor;
+
+class ActivationBackwardFunction : public torch::autograd::Function<ActivationBackwardFunction> {
+ public:
+  static Tensor forward(AutogradContext* ctx, const Tensor& grad, const Tensor& saved, std::string_view kind) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({grad, saved});
+    ctx->saved_data["kind"] = std::string(kind);
+    return ops::activation_backward(grad, saved, kind);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto kind = activation_named("activation", ctx->saved_data["kind"].toStringRef());
+    auto found = vjp_of_composition(ctx->get_saved_variables(), grads, [&](const variable_list& t) -> variable_list {
+      return {composed_activation_gradient(t[0], t[1], kind)};
+    });
+    return {found[0], found[1], {}};
+  }
+};
+
+Tensor activation_backward(const Tensor& grad, const Tensor& saved, std::string_view kind) {
+  if (any_requires_grad(grad, saved)) return ActivationBackwardFunction::apply(grad, saved, kind);
+  at::AutoDispatchBelowADInplaceOrView below;
+  return ops::activation_backward(grad, saved, kind);
+}
+
+class ActivationFunction : public torch::autograd::Function<ActivationFunction> {
+ public:
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, std::string_view kind) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    Tensor output = ops::activation_forward(input, kind);
+    ctx->save_for_backward({saves_input(activation_named("activation", kind)) ? input : output});
+    ctx->saved_data["kind"] = std::string(kind);
+    return output;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    if (!grads[0].defined()) return {{}, {}};
+    const auto kind = ctx->saved_data["kind"].toStringRef();
+    return {ops::activation_backward(grads[0], ctx->get_saved_variables()[0], kind), {}};
+  }
+};
+
+Tensor activation_below(const Tensor& input, std::string_view kind) { return ops::activation_forward(input, kind); }
+
+Tensor activation(const Tensor& input, std::string_view kind) {
+  if (any_requires_grad(input)) return ActivationFunction::apply(input, kind);
+  at::AutoDispatchBelowADInplaceOrView below;
+  return activation_below(input, kind);
+}
+
+}  // namespace
+}  // namespace pytorch_ext
+
+TORCH_LIBRARY_IMPL(pytorch_ext, Autograd, m) {
+  m.impl("activation", &pytorch_ext::activation);
+  m.impl("activation_backward", &pytorch_ext::activation_backward);
+}
+TORCH_LIBRARY_IMPL(pytorch_ext, CompositeExplicitAutograd, m) { m.impl("activation", &pytorch_ext::activation_below); }

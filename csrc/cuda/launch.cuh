@@ -1,0 +1,65 @@
+// What every CUDA kernel and launcher needs. A launcher takes pointers to device memory, sizes and a stream; it asks the
+// device nothing and never waits for it.
+//
+// Any translation unit may include these files: one that nvcc compiles, or one whose compiler knows the names of CUDA
+// from another header (tests/emulator/simt.h).
+#pragma once
+
+#include <cstdint>
+
+#include "../numerics/low_precision.h"
+
+namespace pytorch_ext::PYTORCH_EXT_ISA {
+
+constexpr int WARP = 32;
+constexpr unsigned ALL_LANES = 0xffffffffu;
+
+INLINE_HD int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+template <class I>
+INLINE_HD I smaller(I a, I b) {
+  return a < b ? a : b;
+}
+
+// The number of the thread among all of the launch, and how many there are; for grids in x alone.
+__device__ __forceinline__ int64_t global_thread() {
+  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+}
+__device__ __forceinline__ int64_t global_threads() { return static_cast<int64_t>(gridDim.x) * blockDim.x; }
+
+// Dynamic shared memory; a block has one such array.
+template <class T>
+__device__ __forceinline__ T* dynamic_shared() {
+#if defined(__CUDACC__)
+  extern __shared__ __align__(16) unsigned char dynamic_shared_bytes[];
+  return reinterpret_cast<T*>(dynamic_shared_bytes);
+#else
+  return reinterpret_cast<T*>(simt::shared_memory);
+#endif
+}
+
+// Ends the launch with an error unless `condition` holds.
+__device__ __forceinline__ void require(bool condition) {
+  if (!condition) __trap();
+}
+
+// Where a launcher launches, and for how many multiprocessors it divides its work: the caller knows the device.
+struct Device {
+  cudaStream_t stream;
+  int multiprocessors;
+};
+
+// Runs a kernel on `blocks` blocks in x; none is no launch.
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes, Device device,
+                   Arguments... arguments) {
+  if (blocks == 0) return cudaSuccess;
+  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = device.stream;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+}  // namespace pytorch_ext::PYTORCH_EXT_ISA

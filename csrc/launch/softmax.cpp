@@ -1,0 +1,70 @@
+// softmax and log_softmax: memory and checks; the arithmetic is in the kernel.
+#include "../cpu/softmax.h"
+
+#include <ATen/WrapDimUtils.h>
+#include <torch/library.h>
+
+#include "covers.h"
+#include "huge_pages.h"
+#include "tensors.h"
+
+namespace pytorch_ext {
+
+bool covers_softmax(const Tensor& input, int64_t dim, std::optional<at::ScalarType> dtype) {
+  const int64_t dims = std::max<int64_t>(input.dim(), 1);
+  return input.is_cpu() && is_kernel_dtype(dtype.value_or(input.scalar_type())) && !input.is_complex() &&
+         dim >= -dims && dim < dims;
+}
+
+namespace {
+
+// The rows along `dim`: (outer, columns, inner). A tensor without dimensions is one row of one element.
+struct RowShape {
+  int64_t outer = 1, columns = 1, inner = 1;
+
+  RowShape(const Tensor& t, int64_t dim) {
+    dim = at::maybe_wrap_dim(dim, t.dim());
+    for (int64_t d = 0; d < t.dim(); d++) (d < dim ? outer : d == dim ? columns : inner) *= t.size(d);
+  }
+};
+
+Tensor softmax_forward(const Tensor& input, int64_t dim, bool logarithm) {
+  const RowShape shape(input, dim);
+  Tensor output = in_huge_pages(empty(input.sizes(), input));
+  if (!output.numel()) return output;
+  // Rows may lie apart, as those of a slice do.
+  const bool as_it_is = input.dim() == 2 && shape.inner == 1 && shape.outer == input.size(0) && input.stride(1) == 1;
+  const Tensor x = as_it_is ? input : input.contiguous();
+  WITH_STORAGE_TYPE("softmax", input.scalar_type(), [&] {
+    Softmax<S> p{
+        shape.outer, shape.columns, shape.inner, data<S>(x), shape.columns * shape.inner, mutable_data<S>(output),
+        logarithm};
+    if (as_it_is) p.x_outer = input.stride(0);
+    CPU_KERNEL(softmax<S>)(p);
+  });
+  return output;
+}
+
+Tensor softmax_backward(const Tensor& grad, const Tensor& output, int64_t dim, bool logarithm) {
+  check_same("softmax_backward", "grad", grad, output);
+  TORCH_CHECK(grad.sizes() == output.sizes(), "softmax_backward: expected grad ", output.sizes(), ", got ",
+              grad.sizes());
+  const RowShape shape(output, dim);
+  Tensor dinput = in_huge_pages(empty(output.sizes(), output));
+  if (!dinput.numel()) return dinput;
+  const Tensor g = grad.contiguous(), y = output.contiguous();
+  WITH_STORAGE_TYPE("softmax_backward", output.scalar_type(), [&] {
+    CPU_KERNEL(softmax_gradient<S>)
+    (SoftmaxGradient<S>{shape.outer, shape.columns, shape.inner, data<S>(g), data<S>(y), mutable_data<S>(dinput),
+                        logarithm});
+  });
+  return dinput;
+}
+
+}  // namespace
+}  // namespace pytorch_ext
+
+TORCH_LIBRARY_IMPL(pytorch_ext, CPU, m) {
+  m.impl("softmax_forward", &pytorch_ext::softmax_forward);
+  m.impl("softmax_backward", &pytorch_ext::softmax_backward);
+}

@@ -1,0 +1,60 @@
+"""softmax: exponentials along a dimension that sum to 1; only the result is saved for the backward pass."""
+
+import torch
+import torch.nn.functional as F
+
+from .. import native
+from .checks import expect, expect_tensors
+from .paths import choice, is_dynamo_compiling, overridden, traceable
+
+
+def softmax(input, dim=None, _stacklevel=3, dtype=None):
+    """``torch.nn.functional.softmax``.
+
+    ``dtype``: the input is converted to it first. Raises IndexError for a dimension the input does not have and
+    NotImplementedError for a dtype that is not floating-point.
+    """
+    if not is_dynamo_compiling():
+        output = choice.kernels.softmax(input, dim, dtype)
+        if output is not None:
+            return output
+    return otherwise("softmax", F.softmax, input, dim, _stacklevel, dtype)
+
+
+def otherwise(op, stock, input, dim, stacklevel, dtype):
+    """What softmax and log_softmax do where the eager kernels have not taken the call."""
+    if overridden(input):
+        return stock(input, dim, stacklevel + 2, dtype)
+    check(op, input, dtype)
+    if dim is None:
+        dim = F._get_softmax_dim(op, input.dim(), stacklevel + 1)  # warns
+        if not is_dynamo_compiling():
+            output = getattr(choice.kernels, op)(input, dim, dtype)
+            if output is not None:
+                return output
+    if isinstance(dim, int):
+        dims = max(input.dim(), 1)
+        expect(-dims <= dim < dims, op, f"dim between {-dims} and {dims - 1}", dim, IndexError)
+    if traceable(input if dtype is None else input.to(dtype)):
+        return getattr(torch.ops.pytorch_ext, op)(input, dim, dtype)
+    return stock(input, dim, dtype=dtype)
+
+
+def check(op, input, dtype):
+    """What the arguments must be."""
+    expect_tensors(op, input=input)
+    expect(dtype is None or isinstance(dtype, torch.dtype), op, "dtype to be a torch.dtype", dtype, TypeError)
+    computed = input.dtype if dtype is None else dtype
+    floating = "a floating-point input, or a floating-point dtype to convert it to"
+    expect(computed.is_floating_point, op, floating, computed, NotImplementedError)
+
+
+if native.library is not None:
+
+    @torch.library.register_fake("pytorch_ext::softmax_forward")
+    def _(input, dim, logarithm):
+        return input.new_empty(input.shape)
+
+    @torch.library.register_fake("pytorch_ext::softmax_backward")
+    def _(grad, output, dim, logarithm):
+        return output.new_empty(output.shape)

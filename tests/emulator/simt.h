@@ -1,0 +1,290 @@
+// A SIMT emulator: CUDA kernels, compiled by a C++ compiler from their own source, run on the host.
+//
+// Every thread of a block is a fiber with a stack of its own. It runs until it waits (at a barrier, or for its warp) or
+// ends; when no thread can run, those whose wait is over are released. Blocks run one after the other, so that shared
+// memory is static memory. The schedule goes forwards, or with `reversed` backwards through threads and blocks: what
+// depends on it shows as a difference between the two.
+//
+// Faults end the launch with a message in `error`: threads that wait for each other, a shuffle from a lane that takes no
+// part, an access to memory that the host protects, a trap.
+#pragma once
+
+#include <dlfcn.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <ucontext.h>
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#define __global__ __attribute__((noinline, visibility("default")))
+#define __device__
+#define __host__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __shared__ static
+#define __launch_bounds__(...)
+#define __align__(bytes) __attribute__((aligned(bytes)))
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+  int64_t count() const { return int64_t(x) * y * z; }
+};
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+using cudaStream_t = struct CUstream_st*;
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9, cudaErrorLaunchFailure = 719 };
+
+namespace simt {
+
+constexpr int WARP = 32;
+constexpr size_t STACK_BYTES = 64 << 10, SHARED_BYTES = 48 << 10;
+
+enum class State { ready, at_barrier, in_warp, ended };
+
+struct Thread {
+  State state;
+  bool started;
+  ucontext_t start;
+  jmp_buf here;
+  std::unique_ptr<char[]> stack;
+  uint32_t mask;          // of a warp operation: the lanes that take part,
+  int source;             // the lane it reads,
+  uint64_t given, taken;  // its own value and the one it reads
+};
+
+struct Launch {  // what a launch asked for, kept in `recorded` instead of being run
+  std::string kernel;  // the symbol's name
+  dim3 grid, block;
+  size_t shared_bytes;
+  std::vector<std::string> arguments;  // their bytes
+};
+
+inline bool reversed = false, recording = false;
+inline std::vector<Launch> recorded;
+inline std::string error;
+inline int64_t launches = 0, blocks_run = 0;
+
+inline std::vector<Thread> threads;
+inline int running;  // the thread that runs
+inline jmp_buf scheduler;
+inline sigjmp_buf fault;
+inline void* fault_address;
+inline bool trapped;
+inline std::function<void()> body;
+alignas(128) inline unsigned char shared_memory[SHARED_BYTES];
+
+inline std::string name_of(const void* function) {
+  Dl_info info;
+  return dladdr(function, &info) && info.dli_sname ? info.dli_sname : "a kernel without a visible name";
+}
+
+inline std::string text(const dim3& d) {
+  return "(" + std::to_string(d.x) + ", " + std::to_string(d.y) + ", " + std::to_string(d.z) + ")";
+}
+
+// ---- one thread -----------------------------------------------------------------------------------------------------
+
+__attribute__((noinline)) inline void wait(State state) {
+  threads[running].state = state;
+  if (_setjmp(threads[running].here) == 0) _longjmp(scheduler, 1);
+}
+
+inline void thread_body() {
+  body();
+  threads[running].state = State::ended;
+  _longjmp(scheduler, 1);
+}
+
+inline void reset(Thread& t) {
+  if (!t.stack) t.stack = std::make_unique<char[]>(STACK_BYTES);
+  t.state = State::ready;
+  t.started = false;
+  getcontext(&t.start);
+  t.start.uc_stack = {t.stack.get(), 0, STACK_BYTES};
+  t.start.uc_link = nullptr;
+  makecontext(&t.start, thread_body, 0);
+}
+
+// Runs thread t until it waits or ends.
+__attribute__((noinline)) inline void resume(int t) {
+  running = t;
+  threadIdx = dim3(t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y);
+  if (_setjmp(scheduler)) return;
+  if (threads[t].started) _longjmp(threads[t].here, 1);
+  threads[t].started = true;
+  setcontext(&threads[t].start);
+}
+
+// ---- one block ------------------------------------------------------------------------------------------------------
+
+// Lets the threads of every warp operation go whose lanes have all come. False with an error in `error`.
+inline bool release_warps(int count, bool& released) {
+  for (int t = 0; t < count; t++) {
+    if (threads[t].state != State::in_warp) continue;
+    const int first = t / WARP * WARP;
+    const uint32_t mask = threads[t].mask;
+    bool complete = true;
+    for (int l = 0; l < WARP && first + l < count; l++) {
+      if (!(mask >> l & 1)) continue;
+      const Thread& other = threads[first + l];
+      if (other.state == State::ended)
+        return error = "lane " + std::to_string(l) + " has ended and cannot take part in a warp operation", false;
+      complete = complete && other.state == State::in_warp && other.mask == mask;
+    }
+    if (!complete) continue;
+    for (int l = 0; l < WARP && first + l < count; l++) {
+      if (!(mask >> l & 1)) continue;
+      Thread& thread = threads[first + l];
+      if (first + thread.source >= count || !(mask >> thread.source & 1))
+        return error = "a shuffle reads lane " + std::to_string(thread.source) + ", which takes no part", false;
+      thread.taken = threads[first + thread.source].given;
+    }
+    for (int l = 0; l < WARP && first + l < count; l++)
+      if (mask >> l & 1) threads[first + l].state = State::ready;
+    released = true;
+  }
+  return true;
+}
+
+inline bool release_barrier(int count) {
+  for (int t = 0; t < count; t++)
+    if (threads[t].state == State::in_warp || threads[t].state == State::ready) return false;
+  for (int t = 0; t < count; t++)
+    if (threads[t].state == State::at_barrier) threads[t].state = State::ready;
+  return true;
+}
+
+inline bool run_block(int count) {
+  memset(shared_memory, 0xff, sizeof shared_memory);  // NaN where nothing was written
+  for (int t = 0; t < count; t++) reset(threads[t]);
+  while (true) {
+    for (int i = 0; i < count; i++) {
+      const int t = reversed ? count - 1 - i : i;
+      if (threads[t].state == State::ready) resume(t);
+    }
+    int number[4] = {};
+    for (int t = 0; t < count; t++) number[static_cast<int>(threads[t].state)]++;
+    const int at_barrier = number[static_cast<int>(State::at_barrier)], in_warp = number[static_cast<int>(State::in_warp)];
+    if (at_barrier + in_warp == 0) return true;
+    bool released = false;
+    if (!release_warps(count, released)) return false;
+    if (released || release_barrier(count)) continue;
+    error = "deadlock: " + std::to_string(at_barrier) + " threads wait at __syncthreads, " + std::to_string(in_warp) +
+            " for other lanes of their warp";
+    return false;
+  }
+}
+
+// ---- one launch -----------------------------------------------------------------------------------------------------
+
+inline void on_fault(int, siginfo_t* info, void*) {
+  fault_address = info->si_addr;
+  siglongjmp(fault, 1);
+}
+
+inline bool run_blocks(dim3 grid, dim3 block) {
+  gridDim = grid;
+  blockDim = block;
+  const int64_t count = grid.count();
+  for (int64_t i = 0; i < count; i++) {
+    const int64_t b = reversed ? count - 1 - i : i;
+    blockIdx = dim3(b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y);
+    if (!run_block(static_cast<int>(block.count()))) return false;
+    blocks_run++;
+  }
+  return true;
+}
+
+inline cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes) {
+  error.clear();
+  if (grid.count() < 1 || grid.x > INT32_MAX || grid.y > 65535 || grid.z > 65535 || block.count() < 1 ||
+      block.count() > 1024 || block.z > 64 || shared_bytes > SHARED_BYTES) {
+    error = name_of(kernel) + ": grid " + text(grid) + ", block " + text(block) + " cannot be launched";
+    return cudaErrorInvalidConfiguration;
+  }
+  if (threads.size() < static_cast<size_t>(block.count())) threads.resize(block.count());
+  struct sigaction action = {}, before;
+  action.sa_sigaction = on_fault;
+  action.sa_flags = SA_SIGINFO | SA_NODEFER;
+  sigaction(SIGSEGV, &action, &before);
+  bool good = false;
+  trapped = false;
+  if (sigsetjmp(fault, 1) == 0) {
+    good = run_blocks(grid, block);
+  } else {
+    char address[32];
+    snprintf(address, sizeof address, "%p", fault_address);
+    error = trapped ? "a requirement does not hold" : std::string("access to protected memory at ") + address;
+  }
+  sigaction(SIGSEGV, &before, nullptr);
+  launches++;
+  if (good) return cudaSuccess;
+  error = name_of(kernel) + ", block " + text(blockIdx) + ", thread " + text(threadIdx) + ": " + error;
+  return cudaErrorLaunchFailure;
+}
+
+template <class T>
+T exchange(uint32_t mask, T value, int source) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8);
+  Thread& self = threads[running];
+  self.mask = mask;
+  self.source = source;
+  memcpy(&self.given, &value, sizeof(T));
+  wait(State::in_warp);
+  memcpy(&value, &threads[running].taken, sizeof(T));
+  return value;
+}
+
+}  // namespace simt
+
+// ---- what kernels call ----------------------------------------------------------------------------------------------
+
+inline void __trap() {
+  simt::trapped = true;
+  siglongjmp(simt::fault, 1);
+}
+inline void __syncthreads() { simt::wait(simt::State::at_barrier); }
+inline void __syncwarp(uint32_t mask = 0xffffffffu) { simt::exchange(mask, 0, simt::running % simt::WARP); }
+template <class T>
+T __shfl_sync(uint32_t mask, T value, int source) {
+  return simt::exchange(mask, value, source % simt::WARP);
+}
+template <class T>
+T __shfl_xor_sync(uint32_t mask, T value, int bits) {
+  return simt::exchange(mask, value, (simt::running % simt::WARP) ^ bits);
+}
+template <class T>
+T __shfl_down_sync(uint32_t mask, T value, int distance) {
+  const int lane = simt::running % simt::WARP;
+  return simt::exchange(mask, value, lane + distance < simt::WARP ? lane + distance : lane);
+}
+
+// ---- what launchers call --------------------------------------------------------------------------------------------
+
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes;
+  cudaStream_t stream;
+  void* attrs;
+  unsigned numAttrs;
+};
+
+template <class... Parameters, class... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments... arguments) {
+  const void* symbol = reinterpret_cast<const void*>(kernel);
+  if (simt::recording) {
+    simt::Launch launch{simt::name_of(symbol), config->gridDim, config->blockDim, config->dynamicSmemBytes, {}};
+    auto keep = [&](auto value) { launch.arguments.emplace_back(reinterpret_cast<const char*>(&value), sizeof value); };
+    (keep(static_cast<Parameters>(arguments)), ...);
+    simt::recorded.push_back(launch);
+    return cudaSuccess;
+  }
+  simt::body = [=] { kernel(arguments...); };
+  return simt::launch(symbol, config->gridDim, config->blockDim, config->dynamicSmemBytes);
+}

@@ -1,0 +1,356 @@
+"""A PTX interpreter: runs a kernel's instructions on numpy arrays with one element per thread of the whole launch.
+
+Of the threads that can run, those at the lowest instruction go on together, so that diverged threads meet again. Every
+access is checked: it must be aligned and lie in one array of global memory, or in the block's shared memory, which
+starts as NaN. Only instructions that kernels of this package are compiled to are known.
+"""
+
+import re
+
+import numpy as np
+
+from .parse import BITS
+
+UNSIGNED = {1: np.bool_, 8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
+SIGNED = {8: np.int8, 16: np.int16, 32: np.int32, 64: np.int64}
+FLOAT = {32: np.float32, 64: np.float64}
+WARP = 32
+
+
+class Fault(RuntimeError):
+    """What a device would not do, or do differently from run to run."""
+
+
+def numpy_type(kind):
+    return {"s": SIGNED, "f": FLOAT}.get(kind[0], UNSIGNED)[BITS[kind]]
+
+
+def truncated_quotient(a, b):
+    if a.dtype.kind == "u":
+        return a // b
+    return (np.abs(a) // np.abs(b)) * np.sign(a) * np.sign(b)
+
+
+def maximum(a, b):  # PTX: NaN loses, +0 is above -0
+    return np.where(np.isnan(a) | (a < b) | ((a == b) & np.signbit(a)), b, a)
+
+
+def minimum(a, b):
+    return -maximum(-a, -b)
+
+
+INTEGER = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": truncated_quotient,
+    "rem": lambda a, b: a - truncated_quotient(a, b) * b,
+    "min": np.minimum,
+    "max": np.maximum,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+}
+FLOATING = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "max": maximum, "min": minimum}
+UNARY = {"neg": np.negative, "abs": np.abs, "sqrt": np.sqrt, "not": np.invert}
+ORDERED = {"eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}
+OPPOSITE = {"equ": "ne", "neu": "eq", "ltu": "ge", "leu": "gt", "gtu": "le", "geu": "lt"}
+
+
+def compare(name, a, b):
+    if name in ("ne", "num", "nan") and a.dtype.kind == "f":
+        unordered = np.isnan(a) | np.isnan(b)
+        return {"ne": (a != b) & ~unordered, "num": ~unordered, "nan": unordered}[name]
+    if name in OPPOSITE:  # true where unordered
+        return ~compare(OPPOSITE[name], a, b)
+    return ORDERED[{"lo": "lt", "ls": "le", "hi": "gt", "hs": "ge"}.get(name, name)](a, b)
+
+
+class Memory:
+    """Arrays of bytes at their addresses."""
+
+    def __init__(self, regions):
+        self.regions = regions  # (address, array of uint8)
+
+    def find(self, addresses, width):
+        """The array in which all of these elements lie, and their offsets in it."""
+        for start, array in self.regions:
+            if start <= addresses[0] < start + array.size:
+                offsets = addresses - np.uint64(start)
+                inside = (addresses >= start) & (offsets + np.uint64(width) <= array.size)
+                return array, offsets.astype(np.int64), inside
+        raise Fault(f"access of {width} bytes at {int(addresses[0]):#x}, which is in no array")
+
+    def load(self, addresses, width):
+        result = np.empty(len(addresses), UNSIGNED[8 * width])
+        for positions, array, offsets in self.parts(addresses, width):
+            result[positions] = array[offsets[:, None] + np.arange(width)].view(result.dtype).ravel()
+        return result
+
+    def store(self, addresses, values):
+        width = values.dtype.itemsize
+        for positions, array, offsets in self.parts(addresses, width):
+            part = np.ascontiguousarray(values[positions])
+            array[offsets[:, None] + np.arange(width)] = part.view(np.uint8).reshape(-1, width)
+
+    def parts(self, addresses, width):
+        left = np.arange(len(addresses))
+        while len(left):
+            array, offsets, inside = self.find(addresses[left], width)
+            if not inside[0]:
+                raise Fault(f"access of {width} bytes at {int(addresses[left[0]]):#x}, across the end of an array")
+            yield left[inside], array, offsets[inside]
+            left = left[~inside]
+
+
+class Launch:
+    """One launch of a kernel. `fma` is a function of three float arrays that rounds once."""
+
+    def __init__(self, kernel, grid, block, shared_bytes, arguments, regions, fma):
+        self.kernel, self.fma = kernel, fma
+        self.in_block = int(np.prod(block))
+        self.count = int(np.prod(grid)) * self.in_block
+        self.parameters = np.zeros(max(o + n for o, n in kernel.parameters.values()), np.uint8)
+        for (offset, size), value in zip(kernel.parameters.values(), arguments, strict=True):
+            if len(value) != size:
+                raise Fault(f"{kernel.name}: an argument of {len(value)} bytes for a parameter of {size}")
+            self.parameters[offset : offset + size] = np.frombuffer(value, np.uint8)
+        self.shared_size = max((o + n for o, n in kernel.shared.values()), default=0) + shared_bytes
+        self.local_size = max((o + n for o, n in kernel.local.values()), default=0)
+        blocks = self.count // self.in_block
+        self.shared = np.full(blocks * self.shared_size, 0xFF, np.uint8)
+        self.local = np.full(self.count * self.local_size, 0xFF, np.uint8)
+        self.memory = Memory([*regions, (self.parameters.ctypes.data, self.parameters)])
+        self.symbols = {name: self.parameters.ctypes.data + o for name, (o, _) in kernel.parameters.items()}
+        self.symbols |= {name: o for variables in (kernel.shared, kernel.local) for name, (o, _) in variables.items()}
+        self.special = self._special_registers(grid, block)
+        self.registers, self.operands = {}, {}
+
+    def _special_registers(self, grid, block):
+        thread, number = np.arange(self.count) % self.in_block, np.arange(self.count) // self.in_block
+        result = {"%laneid": thread % WARP}
+        for axis, place in zip("xyz", range(3), strict=True):
+            result[f"%tid.{axis}"] = thread // int(np.prod(block[:place])) % block[place]
+            result[f"%ctaid.{axis}"] = number // int(np.prod(grid[:place])) % grid[place]
+            result[f"%ntid.{axis}"] = np.full(self.count, block[place])
+            result[f"%nctaid.{axis}"] = np.full(self.count, grid[place])
+        return {name: values.astype(np.uint32) for name, values in result.items()}
+
+    # ---- operands --------------------------------------------------------------------------------------------------
+
+    def register(self, name):
+        if name not in self.registers:
+            prefix = name if name in self.kernel.registers else re.match(r"%[a-zA-Z_]+", name)[0]
+            kind = UNSIGNED[BITS[self.kernel.registers[prefix]]]
+            self.registers[name] = np.full(self.count, -1).astype(kind)  # NaN until it is written
+        return self.registers[name]
+
+    def read(self, operand, kind, act):
+        """The operand's values for the threads `act`, as the type `kind`."""
+        wanted = numpy_type(kind)
+        if operand in self.special:
+            return self.special[operand][act].astype(wanted)
+        if operand[0] == "%":
+            values = self.register(operand)[act]
+            if values.dtype.itemsize == np.dtype(wanted).itemsize:
+                return values.view(wanted)
+            return values.astype(UNSIGNED[BITS[kind]]).view(wanted)
+        if operand[0] == "!":
+            return ~self.register(operand[1:])[act]
+        key = operand, kind
+        if key not in self.operands:
+            self.operands[key] = self._constant(operand, kind)
+        length = self.count if isinstance(act, slice) else len(act)
+        return np.full(length, self.operands[key])
+
+    def _constant(self, operand, kind):
+        bits, unsigned = BITS[kind], UNSIGNED[BITS[kind]]
+        if operand in self.symbols:
+            value = self.symbols[operand]
+        elif operand[:2].lower() in ("0f", "0d"):
+            value = int(operand[2:], 16)
+        else:
+            value = int(operand.rstrip("U"), 0)
+        return np.array([value & ((1 << bits) - 1)], np.uint64).astype(unsigned).view(numpy_type(kind))[0]
+
+    def write(self, register, values, act):
+        target = self.register(register)
+        if values.dtype.itemsize == target.dtype.itemsize:
+            target[act] = values.view(target.dtype) if values.dtype != target.dtype else values
+        else:  # a narrower result is extended by its sign
+            target[act] = values.astype(target.dtype)
+
+    def addresses(self, operand, act):
+        base, sign, offset = re.match(r"\[\s*([^\s+\]-]+)\s*([+-]*)\s*(\w+)?\s*\]", operand).groups()
+        base = self.read(base, "u64", act)
+        if not offset:
+            return base
+        return base + np.uint64(int(offset, 0) * (-1 if "-" in sign else 1) & 0xFFFFFFFFFFFFFFFF)
+
+    # ---- running ---------------------------------------------------------------------------------------------------
+
+    def run(self):
+        end, starts = len(self.kernel.code), set(self.kernel.labels.values())
+        position, waiting = np.zeros(self.count, np.int64), np.zeros(self.count, bool)
+        with np.errstate(all="ignore"):
+            while True:
+                can_run = ~waiting & (position < end)
+                if not can_run.any():
+                    if not waiting.any():
+                        return
+                    waiting[:] = False
+                    continue
+                at = position[can_run].min()
+                threads = np.nonzero(can_run & (position == at))[0]
+                while True:  # until these threads part, wait, or may meet others
+                    instruction = self.kernel.code[at]
+                    act = self._guarded(instruction, threads)
+                    at += 1
+                    position[threads] = at
+                    name = instruction.opcode[0]
+                    if name == "bra":
+                        position[threads[act]] = self.kernel.labels[instruction.operands[0]]
+                        break
+                    if name in ("ret", "exit"):
+                        position[threads[act]] = end
+                        break
+                    if name in ("bar", "barrier") and instruction.opcode[1] != "warp":
+                        waiting[threads[act]] = True
+                        break
+                    chosen = threads[act]
+                    if len(chosen):
+                        self._execute(instruction, slice(None) if len(chosen) == self.count else chosen)
+                    if at in starts or at >= end:
+                        break
+
+    def _guarded(self, instruction, threads):
+        if not instruction.predicate:
+            return slice(None)
+        return self.register(instruction.predicate)[threads] != instruction.negated
+
+    def _execute(self, instruction, act):
+        opcode, operands = instruction.opcode, instruction.operands
+        method = getattr(self, f"_{opcode[0]}", self._arithmetic)
+        try:
+            method(opcode, operands, act)
+        except Fault as fault:
+            raise Fault(f"{self.kernel.name}: {instruction}: {fault}") from None
+        except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+            raise NotImplementedError(f"{self.kernel.name}: {instruction}") from error
+
+    def _arithmetic(self, opcode, operands, act):
+        name, kind = opcode[0], opcode[-1]
+        a = self.read(operands[1], kind, act)
+        if name in UNARY:
+            return self.write(operands[0], UNARY[name](a), act)
+        b = self.read(operands[2], kind, act)
+        result = (FLOATING if kind[0] == "f" else INTEGER)[name](a, b)
+        self.write(operands[0], result.astype(a.dtype, copy=False), act)
+
+    def _fma(self, opcode, operands, act):
+        self.write(operands[0], self.fma(*(self.read(o, opcode[-1], act) for o in operands[1:])), act)
+
+    def _mul(self, opcode, operands, act):
+        if opcode[-1][0] == "f" or "lo" in opcode:
+            return self._arithmetic(opcode, operands, act)
+        self.write(operands[0], self._product(opcode, operands, act), act)
+
+    def _mad(self, opcode, operands, act):
+        kind = opcode[-1][0] + "64" if "wide" in opcode else opcode[-1]
+        self.write(operands[0], self._product(opcode, operands, act) + self.read(operands[3], kind, act), act)
+
+    def _product(self, opcode, operands, act):
+        kind = opcode[-1]
+        a, b = self.read(operands[1], kind, act), self.read(operands[2], kind, act)
+        if "lo" in opcode:
+            return a * b
+        wide = a.astype(numpy_type(kind[0] + "64")) * b.astype(numpy_type(kind[0] + "64"))
+        if "wide" in opcode:
+            return wide
+        if BITS[kind] != 32:
+            raise NotImplementedError
+        return (wide >> 32).astype(a.dtype)
+
+    def _shl(self, opcode, operands, act):
+        a, n = self.read(operands[1], opcode[-1], act), self.read(operands[2], "u32", act)
+        bits = BITS[opcode[-1]]
+        shifted = a << np.minimum(n, bits - 1).astype(a.dtype)
+        self.write(operands[0], np.where(n < bits, shifted, a.dtype.type(0)), act)
+
+    def _shr(self, opcode, operands, act):
+        a, n = self.read(operands[1], opcode[-1], act), self.read(operands[2], "u32", act)
+        bits = BITS[opcode[-1]]
+        shifted = a >> np.minimum(n, bits - 1).astype(a.dtype)
+        beyond = shifted if a.dtype.kind == "i" else a.dtype.type(0)
+        self.write(operands[0], np.where(n < bits, shifted, beyond), act)
+
+    def _mov(self, opcode, operands, act):
+        self.write(operands[0], self.read(operands[1], opcode[-1], act), act)
+
+    _cvta = _mov  # every address is a generic one
+
+    def _cvt(self, opcode, operands, act):
+        to, source = opcode[-2:]
+        values = self.read(operands[1], source, act)
+        if source[0] == "f" and to[0] != "f":
+            raise NotImplementedError
+        self.write(operands[0], values.astype(numpy_type(to)), act)
+
+    def _setp(self, opcode, operands, act):
+        result = compare(opcode[1], self.read(operands[1], opcode[-1], act), self.read(operands[2], opcode[-1], act))
+        if len(opcode) == 4:
+            result = INTEGER[opcode[2]](result, self.read(operands[3], "pred", act))
+        self.write(operands[0], result, act)
+
+    def _selp(self, opcode, operands, act):
+        yes, no = (self.read(o, opcode[-1], act) for o in operands[1:3])
+        self.write(operands[0], np.where(self.read(operands[3], "pred", act), yes, no), act)
+
+    def _shfl(self, opcode, operands, act):
+        mode, threads = opcode[2], np.arange(self.count)[act]
+        lane, argument = threads % WARP, self.read(operands[2], "s32", act)
+        source = {"bfly": lane ^ argument, "idx": argument, "down": lane + argument, "up": lane - argument}[mode]
+        source = np.where((source >= 0) & (source < WARP), source, lane)
+        mask = self.read(operands[4], "u32", act)
+        present = np.zeros(self.count, bool)
+        present[threads] = True
+        first, bits = threads - lane, np.arange(WARP)
+        if (~present[first[:, None] + bits] & (mask[:, None] >> bits.astype(np.uint32) & 1).astype(bool)).any():
+            raise Fault("lanes of the mask do not take part")
+        self.write(operands[0].split("|")[0], self.register(operands[1])[first + source], act)
+
+    def _trap(self, opcode, operands, act):
+        raise Fault("a requirement does not hold")
+
+    def _bar(self, opcode, operands, act):
+        """bar.warp.sync: the threads of a warp go together anyway."""
+
+    def _ld(self, opcode, operands, act):
+        kind = opcode[-1]
+        for offset, register in self._elements(opcode, operands[0]):
+            memory, addresses = self._space(opcode, operands[1], offset, act)
+            self.write(register, memory.load(addresses, BITS[kind] // 8).view(numpy_type(kind)), act)
+
+    def _st(self, opcode, operands, act):
+        for offset, register in self._elements(opcode, operands[1]):
+            memory, addresses = self._space(opcode, operands[0], offset, act)
+            memory.store(addresses, self.read(register, opcode[-1], act))
+
+    def _elements(self, opcode, operand):
+        registers = [r.strip() for r in operand.strip("{}").split(",")]
+        return [(i * BITS[opcode[-1]] // 8, register) for i, register in enumerate(registers)]
+
+    def _space(self, opcode, operand, offset, act):
+        addresses, width = self.addresses(operand, act), BITS[opcode[-1]] // 8
+        together = width * (int(opcode[-2][1:]) if opcode[-2] in ("v2", "v4") else 1)
+        if (addresses % np.uint64(together)).any():
+            raise Fault(f"an address that is no multiple of {together}")
+        addresses = addresses + np.uint64(offset)
+        if "shared" not in opcode and "local" not in opcode:
+            return self.memory, addresses
+        array, size, owners = self.shared, self.shared_size, np.arange(self.count) // self.in_block
+        if "local" in opcode:
+            array, size, owners = self.local, self.local_size, np.arange(self.count)
+        if (addresses + np.uint64(width) > size).any():
+            raise Fault(f"access beyond the {size} bytes of {'local' if 'local' in opcode else 'shared'} memory")
+        return Memory([(0, array)]), addresses + (owners[act] * size).astype(np.uint64)
