@@ -58,7 +58,11 @@ def load():
     problem = problem or misfit(record)
     if not problem:
         try:
-            return importlib.import_module("pytorch_ext._native"), record, None, None
+            library = importlib.import_module("pytorch_ext._native")
+            wrong = library.self_test()
+            if not wrong:
+                return library, record, None, None
+            problem = f"its self-test failed: {wrong} differs from the specification on {library.capability()}"
         except Exception as error:  # whatever a damaged library raises, stock operators still work
             problem = f"it cannot be loaded ({type(error).__name__}: {error})"
     warnings.warn(f"pytorch_ext: the native part is not used: {problem}. Cure: {BUILD}", stacklevel=2)

@@ -100,7 +100,17 @@ def clip(model):
 
 TRAININGS = {f.__name__: f for f in (classifier, wide_classifier, regression, binary)}
 
-HASHES = {}
+HASHES = {  # contract version 1: weights after so many steps
+    "classifier": {
+        1: "4cd0c9cb95e82272",
+        5: "950d7609ad919376",
+        20: "e9703fee316d9e3e",
+        500: "07396531fcfcf21e",
+    },
+    "wide_classifier": {1: "adecb53874ad0e63", 5: "963df6156d30cf09"},
+    "regression": {1: "5b87d4c9acde1379", 5: "7c5fba723c05da16", 20: "9f35cfc37a959bd1"},
+    "binary": {1: "fec1faa0f800dacf", 5: "5ea82a2a62591ac5", 20: "b2f10c53a72fbf5c"},
+}
 
 
 def train(name, steps):

@@ -33,7 +33,8 @@ def make(*shape, dtype=torch.float32, grad=True):
 def test_results_are_accurate(path, name, dtype):
     for shape in SIZES:
         x = make(*shape, dtype=torch.float64)
-        magnitudes = [x.detach().abs() + 1, torch.full(shape, 3.0, dtype=torch.float64)]
+        size = x.detach().abs()
+        magnitudes = [size + 1, 3 + size**3 / 4]  # gelu_tanh's derivative has a term in z^3, which cancels
         assert_accurate(function(ours, name), function(F, name), [x], dtype, magnitudes, factor=4)
 
 
@@ -60,11 +61,12 @@ def test_special_values_are_where_stock_has_them(each_cpu, name):
     x = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1e-40, -1e-40, 100.0, -100.0, 3e38, -3e38])
     results = each_cpu(lambda: [function(ours, name)(x)])
     assert_all_same_bits(results)
-    y, stock = next(iter(results.values()))[0], function(F, name)(x)
-    torch.testing.assert_close(y, stock, equal_nan=True, atol=1e-30, rtol=1e-6)
+    y = next(iter(results.values()))[0]
+    exact = function(F, name)(x.double()).float()  # in float32 stock's gelu makes NaN of infinity
+    torch.testing.assert_close(y, exact, equal_nan=True, atol=1e-30, rtol=1e-6)
     if name == "relu":
-        assert_same_bits(y, stock)
-        assert_same_bits(torch.relu_(x.clone()), stock)
+        assert_same_bits(y, F.relu(x))
+        assert_same_bits(y, ours.relu(x.clone(), inplace=True))
 
 
 @each_name
@@ -91,7 +93,8 @@ def test_any_layout_gives_stock_s_layout_and_the_bits_of_a_contiguous_copy(name,
     x = (x.transpose(0, -1), x[..., ::2], x[:1].expand(x.shape))[layout]
     leaf, copy = x.detach().requires_grad_(), x.detach().contiguous().requires_grad_()
     y, y_copy = function(ours, name)(leaf), function(ours, name)(copy)
-    assert y.stride() == function(F, name)(x).stride()
+    strides = zip(x.shape, y.stride(), function(F, name)(x).stride(), strict=True)
+    assert all(size == 1 or a == b for size, a, b in strides)
     assert_same_bits(y, y_copy)
     # sum()'s gradient is expanded: every stride 0
     assert_same_bits(*torch.autograd.grad(y.sum(), leaf), *torch.autograd.grad(y_copy, copy, torch.ones(y.shape)))

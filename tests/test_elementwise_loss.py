@@ -43,6 +43,18 @@ def call(namespace, loss, weights="", reduction="mean"):
     )
 
 
+def magnitudes(loss, weights, reduction, inputs):
+    """Sums of |terms| of the value and the two gradients, for |output gradient| up to 3; only logits cancel."""
+    x, y, *w = inputs
+    values = call(F, loss, weights, "none")(*inputs)
+    slopes = torch.autograd.grad(values.sum(), (x, y))
+    terms = 3 * (1 + x.abs()) if loss == "binary_cross_entropy_with_logits" else torch.zeros_like(x)
+    scale = 3.0 if reduction != "mean" else 3.0 / (w[0].sum() if loss == "mse_loss" and weights else x.numel())
+    values = (values.abs() + terms).detach()
+    value = {"none": values, "sum": values.sum(), "mean": values.mean() if loss != "mse_loss" else values.sum() * scale}
+    return [value[reduction], *((scale * (slope.abs() + terms)).detach() for slope in slopes)]
+
+
 def expected(loss, weights, reduction, arrays, grad):
     """(value, dx, dy) of the specification."""
     x, y, *w = arrays
@@ -61,7 +73,8 @@ def numpy(tensors):
 def test_results_are_accurate(path, loss, weights, reduction, dtype):
     for shape in [(), (1,), (5, 7), (64, 10), (3, 1500), (2, 3, 4)]:
         inputs = make(loss, shape, weights)
-        assert_accurate(call(ours, loss, weights, reduction), call(F, loss, weights, reduction), inputs, dtype)
+        functions = (call(n, loss, weights, reduction) for n in (ours, F))
+        assert_accurate(*functions, inputs, dtype, magnitudes(loss, weights, reduction, inputs))
 
 
 @each_reduction
@@ -241,6 +254,7 @@ def test_registered_operator_and_compilation(path, loss, weights):
     operator = getattr(torch.ops.pytorch_ext, loss)
     for number in range(3):
         torch.library.opcheck(operator, (*inputs[:2], *(named.get(slot) for slot in slots), number))
+    torch._dynamo.reset()  # every case compiles one and the same function
     for reduction in ("none", "mean"):
         function = call(ours, loss, weights, reduction)
         compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
@@ -248,6 +262,16 @@ def test_registered_operator_and_compilation(path, loss, weights):
         assert_same_bits(a, b)
         for da, db in zip(*(torch.autograd.grad(v.square().sum(), inputs[:2]) for v in (a, b)), strict=True):
             assert_same_bits(da, db)
+
+
+def test_compiled_broadcasting_warns_and_has_the_bits_of_eager(path):
+    x, y = torch.randn(3, 1, requires_grad=True), torch.randn(4, requires_grad=True)
+    torch.library.opcheck(torch.ops.pytorch_ext.mse_loss, (x, y, None, 1))
+    with pytest.warns(UserWarning, match="different to the input size"):
+        values = [f(x, y) for f in (ours.mse_loss, torch.compile(ours.mse_loss, fullgraph=True, backend="aot_eager"))]
+    assert_same_bits(*values)
+    for a, b in zip(*(torch.autograd.grad(value, (x, y)) for value in values), strict=True):
+        assert_same_bits(a, b)
 
 
 @each_loss

@@ -12,7 +12,7 @@ from pytorch_ext import build
 ROOT = Path(__file__).resolve().parent.parent
 
 # Pages of pytorch_ext/ops/ that hold no op but what the ops share.
-SHARED_PAGES = {"__init__", "checks", "paths"}
+SHARED_PAGES = {"__init__", "checks", "losses", "paths"}
 
 # The file of an op in each place. EXCEPTIONS name another stem, or None where the op needs nothing there.
 PLACES = {
@@ -21,7 +21,7 @@ PLACES = {
     "launch": "csrc/launch/{op}.cpp",
     "cpu": "csrc/cpu/{op}.cpp",
 }
-OPTIMIZER = {"test": "optimizers", "autograd": None, "launch": "optimizers", "cpu": "optimizers", "schema": None}
+OPTIMIZER = {"test": "optim", "autograd": None, "launch": "optimizers", "cpu": "optimizers", "schema": None}
 ELEMENTWISE_LOSS = dict.fromkeys(PLACES, "elementwise_loss")
 EXCEPTIONS = {
     "matmul": {"cpu": "product"},  # the one of linear
@@ -37,7 +37,7 @@ EXCEPTIONS = {
 }
 
 # Sources that hold no op but what the kernels of several ops share.
-SHARED_SOURCES = {"reduce"}
+SHARED_SOURCES = {"functions", "reduce"}
 
 OPS = sorted(page.stem for page in (ROOT / "pytorch_ext" / "ops").glob("*.py") if page.stem not in SHARED_PAGES)
 

@@ -7,6 +7,8 @@
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <array>
+
 namespace pytorch_ext {
 
 using torch::autograd::AutogradContext;
@@ -44,6 +46,24 @@ variable_list vjp_of_composition(const variable_list& inputs, const variable_lis
                                   /*allow_unused=*/true);
   size_t next = 0;
   for (const auto& t : inputs) result.push_back(requires_grad(t) ? found[next++] : at::Tensor());
+  return result;
+}
+
+// A Function's outputs must be defined. Its forward returns those that the mask chooses; at_their_places puts them, or
+// their gradients, where they belong.
+template <size_t N>
+variable_list chosen(const std::array<bool, N>& mask, const std::array<at::Tensor, N>& outputs) {
+  variable_list result;
+  for (size_t i = 0; i < N; i++)
+    if (mask[i]) result.push_back(outputs[i]);
+  return result;
+}
+template <size_t N>
+variable_list at_their_places(const std::array<bool, N>& mask, const variable_list& chosen) {
+  variable_list result(N);
+  size_t next = 0;
+  for (size_t i = 0; i < N; i++)
+    if (mask[i]) result[i] = chosen[next++];
   return result;
 }
 

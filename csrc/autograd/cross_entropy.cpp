@@ -24,12 +24,14 @@ class CrossEntropyBackwardFunction : public torch::autograd::Function<CrossEntro
     ctx->saved_data["reduction"] = reduction;
     ctx->saved_data["ignore_index"] = ignore_index;
     ctx->saved_data["label_smoothing"] = label_smoothing;
+    ctx->saved_data["mask"] = mask;
     auto [dinput, dtarget] =
         ops::cross_entropy_backward(grad, input, target, weight, reduction, ignore_index, label_smoothing, mask);
-    return {dinput, dtarget};
+    return chosen(mask, {dinput, dtarget});
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+  static variable_list backward(AutogradContext* ctx, const variable_list& chosen_grads) {
+    const auto grads = at_their_places(ctx->saved_data["mask"].to<Mask>(), chosen_grads);
     const int64_t reduction = ctx->saved_data["reduction"].toInt(), ignore = ctx->saved_data["ignore_index"].toInt();
     const double smoothing = ctx->saved_data["label_smoothing"].toDouble();
     auto found = vjp_of_composition(ctx->get_saved_variables(), grads, [&](const variable_list& t) -> variable_list {
@@ -54,8 +56,9 @@ std::tuple<Tensor, Tensor> cross_entropy_backward(const Tensor& grad, const Tens
     at::AutoDispatchBelowADInplaceOrView below;
     return ops::cross_entropy_backward(grad, input, target, weight, reduction, ignore_index, label_smoothing, mask);
   }
-  auto found =
-      CrossEntropyBackwardFunction::apply(grad, input, target, weight, reduction, ignore_index, label_smoothing, mask);
+  mask[1] = mask[1] && target.is_floating_point();
+  auto found = at_their_places(mask, CrossEntropyBackwardFunction::apply(grad, input, target, weight, reduction,
+                                                                         ignore_index, label_smoothing, mask));
   return {found[0], found[1]};
 }
 

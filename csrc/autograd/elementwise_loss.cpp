@@ -116,16 +116,6 @@ class ElementwiseLossFunction : public torch::autograd::Function<ElementwiseLoss
     }
     return {dinput, dtarget, {}, {}, {}, {}};
   }
-
- private:
-  // The gradient of that name, once: who receives it owns it.
-  static Tensor take(AutogradContext* ctx, const char* name) {
-    auto found = ctx->saved_data.find(name);
-    if (found == ctx->saved_data.end()) return {};
-    Tensor gradient = std::move(found->second).toTensor();
-    ctx->saved_data.erase(found);
-    return gradient;
-  }
 };
 
 Tensor value_only(const Tensor& input, const Tensor& target, const OptionalTensor& weight,

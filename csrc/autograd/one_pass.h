@@ -29,7 +29,7 @@ inline at::Tensor take(torch::autograd::AutogradContext* ctx, const char* name) 
 
 // Whether `grad` is exactly 1, known without waiting for a device.
 inline bool is_one(const at::Tensor& grad) {
-  if (!grad.is_cpu() || grad.numel() != 1 || !holds_numbers(grad)) return false;
+  if (!holds_numbers(grad) || !grad.is_cpu() || grad.numel() != 1) return false;
   switch (grad.scalar_type()) {
     case at::kFloat:
       return *grad.const_data_ptr<float>() == 1;

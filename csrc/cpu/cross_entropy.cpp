@@ -1,9 +1,8 @@
 #include "cross_entropy.h"
 
-#include "../numerics/functions.h"
 #include "dtypes.h"
 #include "parallel.h"
-#include "row_groups.h"
+#include "softmax_rows.h"
 
 namespace pytorch_ext::PYTORCH_EXT_ISA {
 namespace {
@@ -68,29 +67,17 @@ struct Group {
 
   // After it probability() and minus_log() can be called; probability() only where a gradient is wanted.
   INLINE_HD void softmax() {
-    if constexpr (!staged) stage = dx;
-    T* const e = stage;
-    max = rows.largest([&](int64_t c, int64_t left) {
-      V v = load(x + rows.at(c), left, -infinity());
-      rows.template prefetch<0>(x + rows.at(c));
-      if constexpr (staged) store(e + rows.stage_at(c), v, left);
-      return v;
-    });
-    max = add(max, Value(T(0)));
-    const V m = Rows::spread(max);
-    Value sum;
-    if (staged || e)
-      sum = rows.sum([&](int64_t c, int64_t left) {
-        V v = staged ? load(e + rows.stage_at(c), left, -infinity()) : load(x + rows.at(c), left, -infinity());
-        V exponential = exp_nonpositive(sub(v, m));
-        store(e + rows.stage_at(c), exponential, left);
-        return exponential;
-      });
-    else
-      sum = rows.sum(
-          [&](int64_t c, int64_t left) { return exp_nonpositive(sub(load(x + rows.at(c), left, -infinity()), m)); });
-    inverse = div(Value(T(1)), sum);
-    if (p.loss || dprobabilities) log_sum = log(sum);
+    if constexpr (staged) {
+      finish(exponentials<true, true>(rows, x, stage));
+    } else {
+      stage = dx;
+      finish(dx ? exponentials<false, true>(rows, x, dx) : exponentials<false, false>(rows, x, dx));
+    }
+  }
+  INLINE_HD void finish(Exponentials<Value> found) {
+    max = found.max;
+    inverse = div(Value(T(1)), found.sum);
+    if (p.loss || dprobabilities) log_sum = log(found.sum);
   }
 
   INLINE_HD T row_scale(int64_t lane) const {

@@ -22,7 +22,10 @@ INLINE_HD Exponentials<typename Rows::Value> exponentials(const Rows& rows, cons
   auto stage_at = [&](int64_t c) { return stage + (Staged ? rows.stage_at(c) : rows.at(c)); };
   Value max = rows.largest([&](int64_t c, int64_t left) {
     V v = load(x + rows.at(c), left, lowest);
-    if constexpr (Staged) store(stage_at(c), v, left);
+    if constexpr (Staged) {
+      rows.template prefetch<0>(x + rows.at(c));
+      store(stage_at(c), v, left);
+    }
     return v;
   });
   max = add(max, Value(T(0)));

@@ -9,8 +9,8 @@ namespace pytorch_ext::PYTORCH_EXT_ISA {
 // Thread (t, w) of a block: column t, and of its 64 lanes those that are w modulo the number of warps.
 constexpr int COLUMN_WARPS = 8, LANES_PER_THREAD = SUM_LANES / COLUMN_WARPS;
 
-// y (segments, columns): the sum of the terms of each segment of rows; term(row, column) is asked for every element once,
-// by one thread. y may be null, when the terms alone are wanted.
+// y (segments, columns): the sum of the terms of each segment of rows; term(row, column) is asked for every element
+// once, by one thread. y may be null, when the terms alone are wanted.
 template <class T, class S, class Term>
 __global__ void __launch_bounds__(WARP* COLUMN_WARPS)
     sum_columns_kernel(Term term, int64_t rows, int64_t columns, int64_t column_blocks, S* y) {
@@ -63,7 +63,8 @@ cudaError_t sum_columns(Term term, int64_t rows, int64_t columns, S* y, T* works
   constexpr int threads = WARP * COLUMN_WARPS;
   const int64_t column_blocks = ceil_div(columns, WARP);
   if (rows <= SUM_SEGMENT)
-    return launch(sum_columns_kernel<T, S, Term>, column_blocks, threads, 0, device, term, rows, columns, column_blocks, y);
+    return launch(sum_columns_kernel<T, S, Term>, column_blocks, threads, 0, device, term, rows, columns, column_blocks,
+                  y);
   const int64_t segments = ceil_div(rows, SUM_SEGMENT);
   cudaError_t error = launch(sum_columns_kernel<T, T, Term>, column_blocks * segments, threads, 0, device, term, rows,
                              columns, column_blocks, y ? workspace : static_cast<T*>(nullptr));

@@ -109,7 +109,9 @@ template <class S>
 struct StoreReducedLoss {
   S* loss;
   const compute_t<S>* divisor;  // null: the sum
-  __device__ __forceinline__ void operator()(compute_t<S> sum) const { *loss = narrow<S>(divisor ? div(sum, *divisor) : sum); }
+  __device__ __forceinline__ void operator()(compute_t<S> sum) const {
+    *loss = narrow<S>(divisor ? div(sum, *divisor) : sum);
+  }
 };
 
 constexpr int64_t CLASS_TOTALS = 2;

@@ -58,7 +58,8 @@ cudaError_t elementwise_loss_of(const ElementwiseLossArrays<S>& p, compute_t<S>*
   cudaError_t error = cudaSuccess;
   if (p.mean_weight && p.reduction == Reduction::mean) {
     divisor = workspace;
-    error = sum_terms<T>(ArrayElement<S>{p.mean_weight}, p.mean_weight_count, StoreSum<T, T>{divisor}, segments, device);
+    error =
+        sum_terms<T>(ArrayElement<S>{p.mean_weight}, p.mean_weight_count, StoreSum<T, T>{divisor}, segments, device);
     if (error != cudaSuccess) return error;
   }
   const LossTerm<Loss, S> term{p, divisor};

@@ -1,5 +1,5 @@
-// What every CUDA kernel and launcher needs. A launcher takes pointers to device memory, sizes and a stream; it asks the
-// device nothing and never waits for it.
+// What every CUDA kernel and launcher needs. A launcher takes pointers to device memory, sizes and a stream; it asks
+// the device nothing and never waits for it.
 //
 // Any translation unit may include these files: one that nvcc compiles, or one whose compiler knows the names of CUDA
 // from another header (tests/emulator/simt.h).

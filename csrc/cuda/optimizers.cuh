@@ -53,7 +53,8 @@ __global__ void __launch_bounds__(UPDATE_THREADS)
   each_element(part, [&](const AdamTensor<S>& x, int64_t i) {
     auto param = widen(x.param[i]), m = widen(x.exp_avg[i]), v = widen(x.exp_avg_sq[i]);
     auto v_max = x.max_exp_avg_sq ? widen(x.max_exp_avg_sq[i]) : compute_t<S>(0);
-    adam_update(rule, x.negative_step_size, x.scale, param, widen(x.grad[i]), m, v, x.max_exp_avg_sq ? &v_max : nullptr);
+    adam_update(rule, x.negative_step_size, x.scale, param, widen(x.grad[i]), m, v,
+                x.max_exp_avg_sq ? &v_max : nullptr);
     x.param[i] = narrow<S>(param);
     x.exp_avg[i] = narrow<S>(m);
     x.exp_avg_sq[i] = narrow<S>(v);

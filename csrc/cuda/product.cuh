@@ -1,5 +1,5 @@
-// Matrix products in the contract's order (order.h): a block computes a tile of C, chunk after chunk of K, and adds each
-// chunk's sums to those in C; or one chunk of K alone, when a second kernel adds the chunks (split-K).
+// Matrix products in the contract's order (order.h): a block computes a tile of C, chunk after chunk of K, and adds
+// each chunk's sums to those in C; or one chunk of K alone, when a second kernel adds the chunks (split-K).
 //
 // Chunk totals are in C because twice the tile's sums do not fit the registers.
 #pragma once
@@ -97,7 +97,8 @@ struct TileSums {
 #pragma unroll
       for (int i = 0; i < Tile::thread_rows; i++) x[i] = a[k][line_of<Tile::rows, Tile::thread_rows>(down, i)];
 #pragma unroll
-      for (int j = 0; j < Tile::thread_columns; j++) y[j] = b[k][line_of<Tile::columns, Tile::thread_columns>(across, j)];
+      for (int j = 0; j < Tile::thread_columns; j++)
+        y[j] = b[k][line_of<Tile::columns, Tile::thread_columns>(across, j)];
 #pragma unroll
       for (int i = 0; i < Tile::thread_rows; i++)
 #pragma unroll
@@ -121,8 +122,8 @@ struct TileSums {
   }
 };
 
-// The activation of what this thread has written to its part of C. Not unrolled: seven activations times 64 elements are
-// more code than the product.
+// The activation of what this thread has written to its part of C. Not unrolled: seven activations times 64 elements
+// are more code than the product.
 template <class Tile, class T>
 __device__ __forceinline__ void activate(Activation activation, T* C, int64_t c_row, int64_t rows_left,
                                          int64_t columns_left) {
@@ -276,9 +277,11 @@ cudaError_t product(const Product<T>& p, T* workspace, Device device) {
   cudaError_t error;
   if constexpr (sizeof(T) == 4) {
     if (plan.large)
-      error = launch(product_kernel<LargeTile, T>, plan.blocks, LargeTile::threads, 0, device, p, plan.grid, chunk_sums);
+      error =
+          launch(product_kernel<LargeTile, T>, plan.blocks, LargeTile::threads, 0, device, p, plan.grid, chunk_sums);
     else
-      error = launch(product_kernel<SmallTile, T>, plan.blocks, SmallTile::threads, 0, device, p, plan.grid, chunk_sums);
+      error =
+          launch(product_kernel<SmallTile, T>, plan.blocks, SmallTile::threads, 0, device, p, plan.grid, chunk_sums);
   } else {
     error = launch(product_kernel<SmallTile, T>, plan.blocks, SmallTile::threads, 0, device, p, plan.grid, chunk_sums);
   }

@@ -7,8 +7,8 @@ namespace pytorch_ext::PYTORCH_EXT_ISA {
 
 constexpr int SEGMENT_THREADS = 256;
 
-// segments[b] for block b: the sum of the terms of segment b. term(i) is asked for every element once, by one thread; all
-// threads of the block compute terms, since a lane's chain of 64 adds leaves only one warp with work.
+// segments[b] for block b: the sum of the terms of segment b. term(i) is asked for every element once, by one thread;
+// all threads of the block compute terms, since a lane's chain of 64 adds leaves only one warp with work.
 template <class T, class Term>
 __global__ void __launch_bounds__(SEGMENT_THREADS) sum_segments_kernel(Term term, int64_t n, T* segments) {
   __shared__ T terms[SUM_SEGMENT];

@@ -1,5 +1,5 @@
-// Rows and sums in the contract's order (order.h) on the threads of a warp or a block. Thread t of a warp owns the lanes t
-// and t + 32 of a sum.
+// Rows and sums in the contract's order (order.h) on the threads of a warp or a block. Thread t of a warp owns the
+// lanes t and t + 32 of a sum.
 #pragma once
 
 #include "../numerics/order.h"
@@ -42,8 +42,8 @@ __device__ __forceinline__ T sum_array_in_place(int64_t count, T* x) {
     const int64_t segments = ceil_div(count, SUM_SEGMENT);
     for (int64_t s = 0; s < segments; s++) {
       const T* segment = x + s * SUM_SEGMENT;
-      const T sum = sum_segment<T>(smaller<int64_t>(count - s * SUM_SEGMENT, SUM_SEGMENT),
-                                   [=](int i) { return segment[i]; });
+      const T sum =
+          sum_segment<T>(smaller<int64_t>(count - s * SUM_SEGMENT, SUM_SEGMENT), [=](int i) { return segment[i]; });
       if (threadIdx.x % WARP == 0) x[s] = sum;  // x[s] was read before: in this segment or in an earlier one
       __syncwarp();
     }
@@ -61,9 +61,11 @@ __device__ __forceinline__ T largest_of_warp(T x) {
 
 // ---- a row's threads ------------------------------------------------------------------------------------------------
 //
-//   each(f), largest(f), sum(f)  over the columns: f(j, c) is called for column c by the thread that has it; the results of
+//   each(f), largest(f), sum(f)  over the columns: f(j, c) is called for column c by the thread that has it; the
+//   results of
 //                                largest and sum are known to all threads
-//   held                         how many columns a thread has at most, where it may keep them in registers: column c is
+//   held                         how many columns a thread has at most, where it may keep them in registers: column c
+//   is
 //                                then its j-th in every call, and j a constant; else 0
 
 constexpr int ROWS_PER_BLOCK = 4, BLOCK_ROW_THREADS = 256, HELD_COLUMNS = 32;
@@ -109,8 +111,8 @@ struct WarpRow {
   }
 };
 
-// A block for a row of more than 4096 columns, a warp for each of its segments. Dynamic shared memory holds the segments'
-// sums.
+// A block for a row of more than 4096 columns, a warp for each of its segments. Dynamic shared memory holds the
+// segments' sums.
 struct BlockRow {
   static constexpr int held = 0;
   static constexpr int warps = BLOCK_ROW_THREADS / WARP;
@@ -143,8 +145,8 @@ struct BlockRow {
     __syncthreads();  // the sum of an earlier call was read
     for (int64_t s = threadIdx.x / WARP; s < count; s += warps) {
       const int64_t begin = s * SUM_SEGMENT;
-      const T sum = sum_segment<T>(smaller<int64_t>(columns - begin, SUM_SEGMENT),
-                                   [&](int i) { return term(0, begin + i); });
+      const T sum =
+          sum_segment<T>(smaller<int64_t>(columns - begin, SUM_SEGMENT), [&](int i) { return term(0, begin + i); });
       if (threadIdx.x % WARP == 0) segments[s] = sum;
     }
     __syncthreads();
@@ -154,7 +156,8 @@ struct BlockRow {
   }
 };
 
-// Launches kernel<Row>(arguments...) with the threads that rows of this length want. A kernel asks own_row() for its row.
+// Launches kernel<Row>(arguments...) with the threads that rows of this length want. A kernel asks own_row() for its
+// row.
 constexpr int64_t MOST_SHARED_BYTES = 48 << 10;
 
 template <class Row>

@@ -37,9 +37,8 @@ __global__ void softmax_gradient_kernel(SoftmaxGradient<S> p) {
   auto y = [&](int64_t c) { return widen(p.y[first + c * p.inner]); };
   if (p.logarithm) {
     const T total = row.template sum<T>([&](int, int64_t c) { return g(c); });
-    row.each([&](int, int64_t c) {
-      p.dx[first + c * p.inner] = narrow<S>(fma(neg(exp_nonpositive(y(c))), total, g(c)));
-    });
+    row.each(
+        [&](int, int64_t c) { p.dx[first + c * p.inner] = narrow<S>(fma(neg(exp_nonpositive(y(c))), total, g(c))); });
   } else {
     const T dot = row.template sum<T>([&](int, int64_t c) { return mul(y(c), g(c)); });
     row.each([&](int, int64_t c) { p.dx[first + c * p.inner] = narrow<S>(mul(y(c), sub(g(c), dot))); });

@@ -6,8 +6,8 @@
 
 namespace pytorch_ext::PYTORCH_EXT_ISA {
 
-// x points to the row's first element; its columns are `inner` apart. The exponentials are kept in registers where the row
-// is held; else in `stage`, laid out as x; where that is null or too narrow they are computed again.
+// x points to the row's first element; its columns are `inner` apart. The exponentials are kept in registers where the
+// row is held; else in `stage`, laid out as x; where that is null or too narrow they are computed again.
 template <class Row, class S, class T = compute_t<S>>
 struct ExponentialRow {
   static constexpr bool in_registers = Row::held > 0, in_stage = !in_registers && sizeof(S) == sizeof(T);
@@ -23,7 +23,8 @@ struct ExponentialRow {
       const T v = element(c);
       if constexpr (in_registers) held[j] = v;
       return v;
-    }), T(0));
+    }),
+              T(0));
     sum = row.template sum<T>([&](int j, int64_t c) {
       T e;
       if constexpr (in_registers)

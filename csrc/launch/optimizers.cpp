@@ -14,6 +14,7 @@
 
 #include "../cpu/optimizers.h"
 #include "../eager.h"
+#include "../numerics/coefficients.h"
 #include "tensors.h"
 
 namespace pytorch_ext {
@@ -200,7 +201,7 @@ py::object sgd_step(const py::dict& group, const py::dict& states) {
   for_each_dtype<SgdTensor>(found, describe, [&](auto storage, auto* tensors, int64_t count) {
     using S = decltype(storage);
     using T = compute_t<S>;
-    const SgdRule<T> rule{T(-lr), T(momentum), T(1 - dampening), T(weight_decay), nesterov, maximize};
+    const auto rule = sgd_rule<T>(lr, momentum, dampening, weight_decay, nesterov, maximize);
     CPU_KERNEL(sgd_step<S>)(rule, tensors, count);
   });
   return py::bool_(true);
@@ -248,14 +249,6 @@ bool read_adam(const Parameter& p, const py::dict& states, bool amsgrad, AdamSta
          (!amsgrad || (read_state(p, state, n.max_exp_avg_sq, s.max_exp_avg_sq) && s.max_exp_avg_sq.defined()));
 }
 
-// Powers by squaring in double, from the current beta and the stored step: never a running product.
-double power(double base, int64_t exponent) {
-  double result = 1;
-  for (; exponent > 0; exponent /= 2, base *= base)
-    if (exponent % 2) result *= base;
-  return result;
-}
-
 py::object adam_step(const py::dict& group, const py::dict& states) {
   const Names& n = names();
   Options options(group);
@@ -273,32 +266,22 @@ py::object adam_step(const py::dict& group, const py::dict& states) {
     if (!read_adam(found[i], states, amsgrad, state[i])) return py::none();
 
   int64_t last = 0;
-  double step_size = 0, scale = 0;
+  AdamStep factors{};
   auto describe = [&](auto storage, size_t i) {
     using S = decltype(storage);
     using T = compute_t<S>;
     const AdamState& s = state[i];
-    if (int64_t t = count_step(s.step); t != last) {
-      last = t;
-      step_size = lr / (1 - power(beta1, t));
-      scale = 1 / std::sqrt(1 - power(beta2, t));
-    }
+    if (int64_t t = count_step(s.step); t != last) factors = adam_step_factors(lr, beta1, beta2, last = t);
     for (const Tensor& t : {found[i].value, s.exp_avg, s.exp_avg_sq, s.max_exp_avg_sq}) written(t);
-    return AdamTensor<S>{found[i].value.numel(),
-                         mutable_data<S>(found[i].value),
-                         data<S>(found[i].grad),
-                         mutable_data<S>(s.exp_avg),
-                         mutable_data<S>(s.exp_avg_sq),
-                         mutable_data<S>(s.max_exp_avg_sq),
-                         T(-step_size),
-                         T(scale)};
+    return AdamTensor<S>{found[i].value.numel(),        mutable_data<S>(found[i].value),
+                         data<S>(found[i].grad),        mutable_data<S>(s.exp_avg),
+                         mutable_data<S>(s.exp_avg_sq), mutable_data<S>(s.max_exp_avg_sq),
+                         T(factors.negative_step_size), T(factors.scale)};
   };
   for_each_dtype<AdamTensor>(found, describe, [&](auto storage, auto* tensors, int64_t count) {
     using S = decltype(storage);
     using T = compute_t<S>;
-    const AdamRule<T> rule{
-        T(beta1),  T(1 - beta1), T(beta2), T(1 - beta2), T(eps), T(weight_decay), T(-(lr * weight_decay)),
-        decoupled, amsgrad,      maximize};
+    const auto rule = adam_rule<T>(lr, beta1, beta2, eps, weight_decay, decoupled, amsgrad, maximize);
     CPU_KERNEL(adam_step<S>)(rule, tensors, count);
   });
   return py::bool_(true);

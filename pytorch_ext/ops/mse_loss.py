@@ -26,21 +26,30 @@ def mse_loss(input, target, size_average=None, reduce=None, reduction="mean", we
         return F.mse_loss(input, target, size_average, reduce, reduction, weight)
     check(input, target, weight)
     reduction = reduction_name("mse_loss", size_average, reduce, reduction)
-    loss = None
+    loss, broadcast = None, target.shape != input.shape
     if not compiling:
         loss = choice.kernels.mse_loss_broadcast(input, target, weight, REDUCTIONS[reduction])
+        if loss is not None and broadcast:
+            warn_of_broadcasting(input, target)
     elif traceable_loss(input, target, weight):
-        loss = torch.ops.pytorch_ext.mse_loss(input, target, weight, REDUCTIONS[reduction])
-    if loss is not None:
-        if target.shape != input.shape:
-            warnings.warn(
-                f"Using a target size ({target.size()}) that is different to the input size ({input.size()}). "
-                "This will likely lead to incorrect results due to broadcasting. "
-                "Please ensure they have the same size.",
-                stacklevel=2,
-            )
-        return loss
-    return F.mse_loss(input, target, reduction=reduction, weight=weight)
+        operator = _warning_operator if broadcast else torch.ops.pytorch_ext.mse_loss
+        loss = operator(input, target, weight, REDUCTIONS[reduction])
+    return F.mse_loss(input, target, reduction=reduction, weight=weight) if loss is None else loss
+
+
+@torch.compiler.allow_in_graph  # Dynamo cannot trace a warning
+def _warning_operator(input, target, weight, reduction):
+    warn_of_broadcasting(input, target)
+    return torch.ops.pytorch_ext.mse_loss(input, target, weight, reduction)
+
+
+def warn_of_broadcasting(input, target):
+    """Stock's warning, at the line that called :func:`mse_loss`."""
+    warnings.warn(
+        f"Using a target size ({target.size()}) that is different to the input size ({input.size()}). "
+        "This will likely lead to incorrect results due to broadcasting. Please ensure they have the same size.",
+        stacklevel=3,
+    )
 
 
 def check(input, target, weight):

@@ -18,6 +18,30 @@ namespace {
 kernels::Device machine{nullptr, 132};
 }
 
+#if !defined(__CUDACC__)
+// Kernels with a fault each, for the emulator's own tests.
+__global__ void diverged_barrier_kernel() {
+  if (threadIdx.x % 2)
+    __syncthreads();
+  else
+    __syncwarp();
+}
+__global__ void shuffle_from_ended_lane_kernel() {
+  if (threadIdx.x < 31) __shfl_xor_sync(0xffffffffu, 1, 1);
+}
+__global__ void shuffle_from_absent_lane_kernel() {
+  if (threadIdx.x < 31) __shfl_sync(0x7fffffffu, 1, 31);
+}
+__global__ void missing_barrier_kernel(int* y) {  // 1 where the next thread has already written
+  __shared__ int x[64];
+  x[threadIdx.x] = 0;
+  __syncthreads();
+  y[threadIdx.x] = x[(threadIdx.x + 1) % 64];
+  x[threadIdx.x] = 1;
+}
+int launch_faulty(void (*kernel)(), int threads) { return kernels::launch(kernel, 1, threads, 0, machine); }
+#endif
+
 extern "C" {
 
 void set_multiprocessors(int count) { machine.multiprocessors = count; }
@@ -59,6 +83,12 @@ void fma_floats(int64_t n, const float* a, const float* b, const float* c, float
 void fma_doubles(int64_t n, const double* a, const double* b, const double* c, double* y) {
   for (int64_t i = 0; i < n; i++) y[i] = kernels::fma(a[i], b[i], c[i]);
 }
+
+int diverged_barrier() { return launch_faulty(diverged_barrier_kernel, 32); }
+int shuffle_from_ended_lane() { return launch_faulty(shuffle_from_ended_lane_kernel, 32); }
+int shuffle_from_absent_lane() { return launch_faulty(shuffle_from_absent_lane_kernel, 32); }
+int too_many_threads() { return launch_faulty(diverged_barrier_kernel, 1025); }
+int missing_barrier(int* y) { return kernels::launch(missing_barrier_kernel, 1, 64, 0, machine, y); }
 
 void emulator_reverse(int on) { simt::reversed = on; }
 void emulator_record(int on) {

@@ -5,8 +5,8 @@
 // memory is static memory. The schedule goes forwards, or with `reversed` backwards through threads and blocks: what
 // depends on it shows as a difference between the two.
 //
-// Faults end the launch with a message in `error`: threads that wait for each other, a shuffle from a lane that takes no
-// part, an access to memory that the host protects, a trap.
+// Faults end the launch with a message in `error`: threads that wait for each other, a shuffle from a lane that takes
+// no part, an access to memory that the host protects, a trap.
 #pragma once
 
 #include <dlfcn.h>
@@ -38,7 +38,12 @@ struct dim3 {
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 using cudaStream_t = struct CUstream_st*;
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9, cudaErrorLaunchFailure = 719 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorLaunchFailure = 719
+};
 
 namespace simt {
 
@@ -58,7 +63,7 @@ struct Thread {
   uint64_t given, taken;  // its own value and the one it reads
 };
 
-struct Launch {  // what a launch asked for, kept in `recorded` instead of being run
+struct Launch {        // what a launch asked for, kept in `recorded` instead of being run
   std::string kernel;  // the symbol's name
   dim3 grid, block;
   size_t shared_bytes;
@@ -170,7 +175,8 @@ inline bool run_block(int count) {
     }
     int number[4] = {};
     for (int t = 0; t < count; t++) number[static_cast<int>(threads[t].state)]++;
-    const int at_barrier = number[static_cast<int>(State::at_barrier)], in_warp = number[static_cast<int>(State::in_warp)];
+    const int at_barrier = number[static_cast<int>(State::at_barrier)],
+              in_warp = number[static_cast<int>(State::in_warp)];
     if (at_barrier + in_warp == 0) return true;
     bool released = false;
     if (!release_warps(count, released)) return false;
@@ -276,11 +282,14 @@ struct cudaLaunchConfig_t {
 };
 
 template <class... Parameters, class... Arguments>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments... arguments) {
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments... arguments) {
   const void* symbol = reinterpret_cast<const void*>(kernel);
   if (simt::recording) {
     simt::Launch launch{simt::name_of(symbol), config->gridDim, config->blockDim, config->dynamicSmemBytes, {}};
-    auto keep = [&](auto value) { launch.arguments.emplace_back(reinterpret_cast<const char*>(&value), sizeof value); };
+    [[maybe_unused]] auto keep = [&](auto value) {
+      launch.arguments.emplace_back(reinterpret_cast<const char*>(&value), sizeof value);
+    };
     (keep(static_cast<Parameters>(arguments)), ...);
     simt::recorded.push_back(launch);
     return cudaSuccess;

@@ -53,7 +53,14 @@ INTEGER = {
 }
 FLOATING = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "max": maximum, "min": minimum}
 UNARY = {"neg": np.negative, "abs": np.abs, "sqrt": np.sqrt, "not": np.invert}
-ORDERED = {"eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}
+ORDERED = {
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+}
 OPPOSITE = {"equ": "ne", "neu": "eq", "ltu": "ge", "leu": "gt", "gtu": "le", "geu": "lt"}
 
 
@@ -73,12 +80,15 @@ class Memory:
         self.regions = regions  # (address, array of uint8)
 
     def find(self, addresses, width):
-        """The array in which all of these elements lie, and their offsets in it."""
+        """The array that the first of these elements lies in, the offsets in it, and which lie in it too."""
         for start, array in self.regions:
-            if start <= addresses[0] < start + array.size:
+            if start <= addresses[0] <= start + array.size - width:
                 offsets = addresses - np.uint64(start)
-                inside = (addresses >= start) & (offsets + np.uint64(width) <= array.size)
-                return array, offsets.astype(np.int64), inside
+                return (
+                    array,
+                    offsets.astype(np.int64),
+                    (addresses >= start) & (offsets + np.uint64(width) <= array.size),
+                )
         raise Fault(f"access of {width} bytes at {int(addresses[0]):#x}, which is in no array")
 
     def load(self, addresses, width):
@@ -97,8 +107,6 @@ class Memory:
         left = np.arange(len(addresses))
         while len(left):
             array, offsets, inside = self.find(addresses[left], width)
-            if not inside[0]:
-                raise Fault(f"access of {width} bytes at {int(addresses[left[0]]):#x}, across the end of an array")
             yield left[inside], array, offsets[inside]
             left = left[~inside]
 
@@ -120,7 +128,8 @@ class Launch:
         blocks = self.count // self.in_block
         self.shared = np.full(blocks * self.shared_size, 0xFF, np.uint8)
         self.local = np.full(self.count * self.local_size, 0xFF, np.uint8)
-        self.memory = Memory([*regions, (self.parameters.ctypes.data, self.parameters)])
+        own = (self.parameters, self.shared, self.local)
+        self.memory = Memory([*regions, *((array.ctypes.data, array) for array in own)])
         self.symbols = {name: self.parameters.ctypes.data + o for name, (o, _) in kernel.parameters.items()}
         self.symbols |= {name: o for variables in (kernel.shared, kernel.local) for name, (o, _) in variables.items()}
         self.special = self._special_registers(grid, block)
@@ -284,10 +293,45 @@ class Launch:
         beyond = shifted if a.dtype.kind == "i" else a.dtype.type(0)
         self.write(operands[0], np.where(n < bits, shifted, beyond), act)
 
-    def _mov(self, opcode, operands, act):
-        self.write(operands[0], self.read(operands[1], opcode[-1], act), act)
+    def _bfe(self, opcode, operands, act):
+        """Bits of a field; a signed one is extended."""
+        kind = opcode[-1]
+        a, start, length = (self.read(o, k, act) for o, k in zip(operands[1:], (kind, "u8", "u8"), strict=True))
+        whole = a.dtype.type(BITS[kind])
+        left = (whole - start - length).astype(a.dtype)
+        self.write(operands[0], (a << left) >> (left + start.astype(a.dtype)), act)
 
-    _cvta = _mov  # every address is a generic one
+    def _mov(self, opcode, operands, act):
+        target, source, kind = *operands, opcode[-1]
+        if target[0] == "{":  # the first of the parts is the lowest
+            parts = [p.strip() for p in target.strip("{}").split(",")]
+            bits = BITS[kind] // len(parts)
+            values = self.read(source, kind, act)
+            for i, part in enumerate(parts):
+                self.write(part, (values >> (i * bits)).astype(UNSIGNED[bits]), act)
+        elif source[0] == "{":
+            parts = [p.strip() for p in source.strip("{}").split(",")]
+            bits, whole = BITS[kind] // len(parts), UNSIGNED[BITS[kind]]
+            values = [self.read(part, f"b{bits}", act).astype(whole) << whole(i * bits) for i, part in enumerate(parts)]
+            self.write(target, np.bitwise_or.reduce(values), act)
+        else:
+            self.write(target, self.read(source, kind, act), act)
+
+    def _cvta(self, opcode, operands, act):
+        """Addresses in shared and local memory count from the start of the block's or the thread's own part."""
+        address = self.read(operands[1], "u64", act)
+        for space in set(opcode) & {"shared", "local"}:
+            array, size, owners = self._own(space)
+            start = (array.ctypes.data + owners[act] * size).astype(np.uint64)
+            address = address - start if "to" in opcode else address + start
+        self.write(operands[0], address, act)
+
+    def _own(self, space):
+        """The memory of all blocks or threads, the size of each one's part, and whose part it is for every thread."""
+        threads = np.arange(self.count)
+        if space == "local":
+            return self.local, self.local_size, threads
+        return self.shared, self.shared_size, threads // self.in_block
 
     def _cvt(self, opcode, operands, act):
         to, source = opcode[-2:]
@@ -348,9 +392,8 @@ class Launch:
         addresses = addresses + np.uint64(offset)
         if "shared" not in opcode and "local" not in opcode:
             return self.memory, addresses
-        array, size, owners = self.shared, self.shared_size, np.arange(self.count) // self.in_block
-        if "local" in opcode:
-            array, size, owners = self.local, self.local_size, np.arange(self.count)
+        space = "shared" if "shared" in opcode else "local"
+        array, size, owners = self._own(space)
         if (addresses + np.uint64(width) > size).any():
-            raise Fault(f"access beyond the {size} bytes of {'local' if 'local' in opcode else 'shared'} memory")
+            raise Fault(f"access beyond the {size} bytes of {space} memory")
         return Memory([(0, array)]), addresses + (owners[act] * size).astype(np.uint64)

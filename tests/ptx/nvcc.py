@@ -9,7 +9,9 @@ TESTS = Path(__file__).resolve().parent.parent
 SOURCE = TESTS / "emulator" / "runner.cpp"
 # A launcher hands its lambdas, which are the host's, to functions that are for both: nvcc warns of it.
 FLAGS = ["-std=c++17", "-x", "cu", "-diag-suppress", "20013,20015"]
-FUNCTION = re.compile(r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+)", re.S)
+FUNCTION = re.compile(
+    r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+)", re.S
+)
 
 
 def executable():

@@ -7,7 +7,8 @@ BITS = {"pred": 1, "b8": 8, "u8": 8, "s8": 8, "b16": 16, "u16": 16, "s16": 16, "
 BITS |= {"u32": 32, "s32": 32, "f32": 32, "b64": 64, "u64": 64, "s64": 64, "f64": 64}
 
 ENTRY = re.compile(r"\.entry\s+([\w$]+)\s*\((.*?)\)(.*?)\n\{\n(.*?)\n\}", re.DOTALL)
-VARIABLE = re.compile(r"\.(param|shared|local)\b(?:\s+\.align\s+(\d+))?.*?\.(\w+)\s+([\w$]+)(?:\[(\d*)\])?")
+VARIABLE = re.compile(r"\.(param|shared|local)\b(?:\s+\.align\s+(\d+))?\s+\.(\w+)\s+([\w$]+)(?:\[(\d*)\])?")
+POINTEE = re.compile(r"\.ptr(\s+\.(global|const|shared|local))?(\s+\.align\s+\d+)?")  # what a parameter points to
 REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(%[\w$]+)(?:<(\d+)>)?")
 OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s][^,]*")
 
@@ -49,7 +50,7 @@ def _statement(kernel, text):
     if label:
         kernel.labels[label[1]] = len(kernel.code)
         text = text[label.end() :]
-    if not text or text in "{}" or text.startswith((".pragma", ".loc", ".file")):
+    if not text or text in "{}" or text.startswith((".pragma", ".loc ", ".file ")):
         return
     if text.startswith(".reg"):
         kind, name, count = REGISTERS.match(text).groups()
@@ -74,7 +75,7 @@ def parse(text):
     for name, parameters, _, body in ENTRY.findall(text):
         kernel = kernels[name] = Kernel(name)
         for parameter in filter(None, (p.strip() for p in parameters.split(","))):
-            _place(kernel.parameters, VARIABLE.match(parameter).groups())
+            _place(kernel.parameters, VARIABLE.match(POINTEE.sub("", parameter)).groups())
         for declaration in VARIABLE.findall(outside):  # shared memory of the whole file: the dynamic array
             if declaration[0] == "shared" and declaration[3] in body:
                 _place(kernel.shared, declaration)
