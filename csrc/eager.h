@@ -1,5 +1,5 @@
-// The way in for eager Python calls: straight to the dispatcher when the arguments are ordinary tensors that the kernels
-// cover, None otherwise. On None the Python function decides: it raises, or takes another path.
+// The way in for eager Python calls: straight to the dispatcher when the arguments are ordinary tensors that the
+// kernels cover, None otherwise. On None the Python function decides: it raises, or takes another path.
 #pragma once
 
 #include <ATen/PythonTorchFunctionTLS.h>
@@ -13,8 +13,8 @@
 
 namespace pytorch_ext {
 
-// An ordinary dense tensor: no subclass, no wrapper of a functional transform, no lazy conjugate or negative bit, and no
-// forward-mode tangent.
+// An ordinary dense tensor: no subclass, no wrapper of a functional transform, no lazy conjugate or negative bit, and
+// no forward-mode tangent.
 inline bool is_ordinary(const at::Tensor& t) {
   using c10::DispatchKey;
   using c10::DispatchKeySet;

@@ -16,8 +16,9 @@
 TORCH_LIBRARY(pytorch_ext, m) {
   m.def("linear(Tensor input, Tensor weight, Tensor? bias, str activation) -> Tensor");
   m.def("linear_forward(Tensor input, Tensor weight, Tensor? bias, str activation) -> (Tensor, Tensor)");
-  m.def("linear_backward(Tensor grad, Tensor input, Tensor weight, Tensor? saved, str activation, bool[3] mask)"
-        " -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "linear_backward(Tensor grad, Tensor input, Tensor weight, Tensor? saved, str activation, bool[3] mask)"
+      " -> (Tensor, Tensor, Tensor)");
 
   m.def("matmul(Tensor input, Tensor other) -> Tensor");
   m.def("matmul_forward(Tensor input, Tensor other) -> Tensor");
@@ -38,24 +39,34 @@ TORCH_LIBRARY(pytorch_ext, m) {
 
   m.def("mse_loss(Tensor input, Tensor target, Tensor? weight, int reduction) -> Tensor");
   m.def("binary_cross_entropy(Tensor input, Tensor target, Tensor? weight, int reduction) -> Tensor");
-  m.def("binary_cross_entropy_with_logits(Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, int reduction)"
-        " -> Tensor");
-  m.def("elementwise_loss_forward(Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, str loss,"
-        " int reduction, bool[2] mask) -> (Tensor, Tensor, Tensor)");
-  m.def("elementwise_loss_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, str loss,"
-        " int reduction, bool[2] mask) -> (Tensor, Tensor)");
+  m.def(
+      "binary_cross_entropy_with_logits(Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, int reduction)"
+      " -> Tensor");
+  m.def(
+      "elementwise_loss_forward(Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, str loss,"
+      " int reduction, bool[2] mask) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "elementwise_loss_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, str "
+      "loss,"
+      " int reduction, bool[2] mask) -> (Tensor, Tensor)");
 
-  m.def("cross_entropy(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index, float label_smoothing)"
-        " -> Tensor");
-  m.def("cross_entropy_forward(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index,"
-        " float label_smoothing, bool with_gradient) -> (Tensor, Tensor)");
-  m.def("cross_entropy_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index,"
-        " float label_smoothing, bool[2] mask) -> (Tensor, Tensor)");
+  m.def(
+      "cross_entropy(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index, float "
+      "label_smoothing)"
+      " -> Tensor");
+  m.def(
+      "cross_entropy_forward(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index,"
+      " float label_smoothing, bool with_gradient) -> (Tensor, Tensor)");
+  m.def(
+      "cross_entropy_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, int reduction, int "
+      "ignore_index,"
+      " float label_smoothing, bool[2] mask) -> (Tensor, Tensor)");
 
   m.def("nll_loss(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index) -> Tensor");
   m.def("nll_loss_forward(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index) -> Tensor");
-  m.def("nll_loss_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index)"
-        " -> Tensor");
+  m.def(
+      "nll_loss_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index)"
+      " -> Tensor");
 }
 
 namespace pytorch_ext::ops {
@@ -69,7 +80,7 @@ c10::TypedOperatorHandle<Function> find(const char* name) {
 
 }  // namespace
 
-#define CALL(name, ...)                                                 \
+#define CALL(name, ...)                                               \
   static const auto op = find<decltype(name)>("pytorch_ext::" #name); \
   return op.call(__VA_ARGS__)
 
@@ -115,7 +126,8 @@ Tensor dropout_key() { CALL(dropout_key); }
 Tensor mse_loss(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction) {
   CALL(mse_loss, input, target, weight, reduction);
 }
-Tensor binary_cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction) {
+Tensor binary_cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                            int64_t reduction) {
   CALL(binary_cross_entropy, input, target, weight, reduction);
 }
 Tensor binary_cross_entropy_with_logits(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
@@ -139,9 +151,9 @@ Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTe
                      int64_t ignore_index, double label_smoothing) {
   CALL(cross_entropy, input, target, weight, reduction, ignore_index, label_smoothing);
 }
-std::tuple<Tensor, Tensor> cross_entropy_forward(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                                                 int64_t reduction, int64_t ignore_index, double label_smoothing,
-                                                 bool with_gradient) {
+std::tuple<Tensor, Tensor> cross_entropy_forward(const Tensor& input, const Tensor& target,
+                                                 const OptionalTensor& weight, int64_t reduction, int64_t ignore_index,
+                                                 double label_smoothing, bool with_gradient) {
   CALL(cross_entropy_forward, input, target, weight, reduction, ignore_index, label_smoothing, with_gradient);
 }
 std::tuple<Tensor, Tensor> cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,

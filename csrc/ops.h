@@ -57,9 +57,9 @@ std::tuple<Tensor, Tensor> elementwise_loss_backward(const Tensor& grad, const T
 // The forward's gradient is the input's for a loss gradient of 1.
 Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
                      int64_t ignore_index, double label_smoothing);
-std::tuple<Tensor, Tensor> cross_entropy_forward(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                                                 int64_t reduction, int64_t ignore_index, double label_smoothing,
-                                                 bool with_gradient);
+std::tuple<Tensor, Tensor> cross_entropy_forward(const Tensor& input, const Tensor& target,
+                                                 const OptionalTensor& weight, int64_t reduction, int64_t ignore_index,
+                                                 double label_smoothing, bool with_gradient);
 std::tuple<Tensor, Tensor> cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
                                                   const OptionalTensor& weight, int64_t reduction, int64_t ignore_index,
                                                   double label_smoothing, std::array<bool, 2> mask);

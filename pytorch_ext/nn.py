@@ -140,6 +140,4 @@ class NLLLoss(torch.nn.NLLLoss):
     """``torch.nn.NLLLoss``."""
 
     def forward(self, input, target):
-        return functional.nll_loss(
-            input, target, self.weight, ignore_index=self.ignore_index, reduction=self.reduction
-        )
+        return functional.nll_loss(input, target, self.weight, ignore_index=self.ignore_index, reduction=self.reduction)

@@ -1,7 +1,7 @@
 """Trainings whose final weights are known bit for bit: data and weights come from integer arithmetic alone.
 
-torch's generators are not stable over instruction sets for normal samples, so nothing here uses them. The hashes belong to
-version 1 of the numerics contract; another path (another device, another language) must reproduce them.
+torch's generators are not stable over instruction sets for normal samples, so nothing here uses them. The hashes belong
+to version 1 of the numerics contract; another path (another device, another language) must reproduce them.
 """
 
 import hashlib

@@ -25,6 +25,15 @@ def runner():
         return machines.compile_runner(folder, fma)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The CPU library's results do not depend on the number, and waiting for busy processors takes long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(params=MACHINES.values(), ids=MACHINES)
 def machine(request):
     return machines.Emulator(runner(), *request.param)

@@ -9,9 +9,10 @@ import torch
 from emulator import checks, machines, ops
 from emulator.arguments import ACTIVATIONS
 from ptx import interpreter, lint, nvcc
+from ptx.memory import Fault
 from ptx.parse import parse
 from test_cuda_emulated import pytestmark as needs_runner
-from test_cuda_emulated import runner
+from test_cuda_emulated import one_thread, runner  # noqa: F401
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 needs_nvcc = pytest.mark.skipif(nvcc.executable() is None, reason="there is no nvcc")
@@ -83,7 +84,7 @@ class TestCompiledKernels:
     def test_an_access_beyond_an_array_is_noticed(self, machine):
         put = machine.memory.put
         machine.memory.put = lambda t: put(t[..., :-1, :]) if t is not None and t.dim() > 1 else put(t)
-        with pytest.raises(interpreter.Fault, match="product_kernel.*in no array"):
+        with pytest.raises(Fault, match="product_kernel.*in no array"):
             ops.product(machine, torch.ones(3, 4), torch.ones(4, 5))
 
 
@@ -144,7 +145,10 @@ def run(body, array, threads=32):
     interpreter.Launch(kernel_of(body), (1, 1, 1), (threads, 1, 1), 0, arguments, regions, None).run()
 
 
-STORE = "ld.param.u64 %rd1, [kernel_param_0];\nmov.u32 %r1, %tid.x;\nmul.wide.u32 %rd2, %r1, 4;\nadd.s64 %rd3, %rd1, %rd2;\n"
+STORE = (
+    "ld.param.u64 %rd1, [kernel_param_0];\nmov.u32 %r1, %tid.x;\n"
+    "mul.wide.u32 %rd2, %r1, 4;\nadd.s64 %rd3, %rd1, %rd2;\n"
+)
 
 
 def test_diverged_threads_meet_again():
@@ -166,5 +170,5 @@ def test_diverged_threads_meet_again():
     ],
 )
 def test_the_interpreter_refuses(body, message):
-    with pytest.raises(interpreter.Fault, match=message):
+    with pytest.raises(Fault, match=message):
         run(body, torch.zeros(32, dtype=torch.int32).numpy())

@@ -12,7 +12,17 @@ from pytorch_ext import native
 from pytorch_ext.functional import linear
 from pytorch_ext.ops.linear import ACTIVATIONS
 
-SHAPES = [(1, 1, 1), (3, 5, 2), (64, 128, 784), (300, 10, 128), (7, 33, 257), (2, 17, 1000), (0, 4, 3), (3, 4, 0), (3, 0, 4)]
+SHAPES = [
+    (1, 1, 1),
+    (3, 5, 2),
+    (64, 128, 784),
+    (300, 10, 128),
+    (7, 33, 257),
+    (2, 17, 1000),
+    (0, 4, 3),
+    (3, 4, 0),
+    (3, 0, 4),
+]
 
 
 def make(*shape, dtype=torch.float64, grad=True):
@@ -197,9 +207,21 @@ def test_autocast_and_torch_s_precision_flags_are_obeyed(path):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (lambda: (torch.ones(2, 3), torch.ones(4, 5)), RuntimeError, r"linear: expected input \(\.\.\., 5\).*got \(2, 3\)"),
-        (lambda: (torch.ones(2, 3), torch.ones(4, 3), torch.ones(5)), RuntimeError, r"linear: expected bias \(4,\), got \(5,\)"),
-        (lambda: (torch.ones(2, 3), torch.ones(4, 3).double()), RuntimeError, "linear: expected weight of torch.float32"),
+        (
+            lambda: (torch.ones(2, 3), torch.ones(4, 5)),
+            RuntimeError,
+            r"linear: expected input \(\.\.\., 5\).*got \(2, 3\)",
+        ),
+        (
+            lambda: (torch.ones(2, 3), torch.ones(4, 3), torch.ones(5)),
+            RuntimeError,
+            r"linear: expected bias \(4,\), got \(5,\)",
+        ),
+        (
+            lambda: (torch.ones(2, 3), torch.ones(4, 3).double()),
+            RuntimeError,
+            "linear: expected weight of torch.float32",
+        ),
         (lambda: ([1.0], torch.ones(4, 3)), TypeError, "linear: expected input to be a Tensor, got list"),
     ],
 )
@@ -222,5 +244,3 @@ def test_module_shares_state_with_the_stock_module(path):
     torch.testing.assert_close(module(x), torch.relu(stock_module(x)))
     assert "activation='relu'" in repr(module)
     assert nn.Linear(4, 3, bias=False).bias is None
-
-

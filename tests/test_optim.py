@@ -9,6 +9,7 @@ import pytest
 import torch
 from accuracy import assert_all_same_bits, assert_same_bits
 from spec import optimizers as spec
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import pytorch_ext
 from pytorch_ext import native, optim
@@ -189,7 +190,7 @@ def test_a_global_hook_runs_once():
     params, seen = parameters(), []
     optimizer = optim.SGD(params, lr=0.1)
     give_gradients(params)
-    handle = torch.optim.optimizer.register_optimizer_step_post_hook(lambda *_: seen.append(1))
+    handle = register_optimizer_step_post_hook(lambda *_: seen.append(1))
     try:
         optimizer.step()
     finally:

@@ -137,10 +137,8 @@ Tensor differentiable(const Tensor& input, const Tensor& target, const OptionalT
 Tensor dispatched(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                   const OptionalTensor& pos_weight, std::string_view loss, int64_t reduction) {
   switch (elementwise_loss_named(loss)) {
-    case ElementwiseLoss::mse_loss:
-      return ops::mse_loss(input, target, weight, reduction);
-    case ElementwiseLoss::binary_cross_entropy:
-      return ops::binary_cross_entropy(input, target, weight, reduction);
+    case ElementwiseLoss::mse_loss: return ops::mse_loss(input, target, weight, reduction);
+    case ElementwiseLoss::binary_cross_entropy: return ops::binary_cross_entropy(input, target, weight, reduction);
     case ElementwiseLoss::binary_cross_entropy_with_logits:
       return ops::binary_cross_entropy_with_logits(input, target, weight, pos_weight, reduction);
   }

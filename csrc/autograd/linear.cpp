@@ -30,7 +30,8 @@ class LinearBackwardFunction : public torch::autograd::Function<LinearBackwardFu
       const Tensor &grad = t[0], &input = t[1], &weight = t[2];
       Tensor dz = composed_activation_gradient(grad, t[3], kind);
       Tensor rows = dz.reshape_symint({-1, weight.sym_size(0)});
-      return {at::matmul(dz, weight), at::matmul(rows.t(), input.reshape_symint({-1, weight.sym_size(1)})), rows.sum(0)};
+      return {at::matmul(dz, weight), at::matmul(rows.t(), input.reshape_symint({-1, weight.sym_size(1)})),
+              rows.sum(0)};
     });
     return {found[0], found[1], found[2], found[3], {}, {}};
   }
@@ -77,13 +78,13 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
   }
 };
 
-Tensor linear_below(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, std::string_view activation) {
+Tensor linear_below(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                    std::string_view activation) {
   return std::get<0>(ops::linear_forward(input, weight, bias, activation));
 }
 
 Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, std::string_view activation) {
-  if (any_requires_grad(input, weight, bias))
-    return LinearFunction::apply(input, weight, bias, activation);
+  if (any_requires_grad(input, weight, bias)) return LinearFunction::apply(input, weight, bias, activation);
   at::AutoDispatchBelowADInplaceOrView below;
   return linear_below(input, weight, bias, activation);
 }

@@ -31,16 +31,11 @@ inline at::Tensor take(torch::autograd::AutogradContext* ctx, const char* name) 
 inline bool is_one(const at::Tensor& grad) {
   if (!holds_numbers(grad) || !grad.is_cpu() || grad.numel() != 1) return false;
   switch (grad.scalar_type()) {
-    case at::kFloat:
-      return *grad.const_data_ptr<float>() == 1;
-    case at::kDouble:
-      return *grad.const_data_ptr<double>() == 1;
-    case at::kBFloat16:
-      return *grad.const_data_ptr<at::BFloat16>() == 1;
-    case at::kHalf:
-      return *grad.const_data_ptr<at::Half>() == 1;
-    default:
-      return false;
+    case at::kFloat: return *grad.const_data_ptr<float>() == 1;
+    case at::kDouble: return *grad.const_data_ptr<double>() == 1;
+    case at::kBFloat16: return *grad.const_data_ptr<at::BFloat16>() == 1;
+    case at::kHalf: return *grad.const_data_ptr<at::Half>() == 1;
+    default: return false;
   }
 }
 

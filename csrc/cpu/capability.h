@@ -23,7 +23,7 @@ bool set_capability(Capability wanted);
 
 // CPU_KERNEL(name<float>): the function of that name for the set in use.
 #if defined(__x86_64__)
-#define CPU_KERNEL(...)                                                                                      \
+#define CPU_KERNEL(...)                                                                                 \
   (::pytorch_ext::cpu::choose(&::pytorch_ext::baseline::__VA_ARGS__, &::pytorch_ext::avx2::__VA_ARGS__, \
                               &::pytorch_ext::avx512::__VA_ARGS__))
 template <class Function>

@@ -21,8 +21,7 @@ template <class S>
 void apply_function(Function f, int64_t n, const S* x, S* y) {
   switch (f) {
 #define PYTORCH_EXT_CASE(name) \
-  case Function::name:         \
-    return apply(n, x, y, [](Vector<S> lanes) { return name(lanes); });
+  case Function::name: return apply(n, x, y, [](Vector<S> lanes) { return name(lanes); });
     PYTORCH_EXT_CASE(exp)
     PYTORCH_EXT_CASE(exp_nonpositive)
     PYTORCH_EXT_CASE(log)

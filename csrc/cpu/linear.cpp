@@ -38,9 +38,8 @@ void linear_gradient(const LinearGradient<S>& p) {
   int64_t vectors = (p.columns + width - 1) / width;
   int64_t grain = elements_per_task / (width * (p.rows ? p.rows : 1)) + 1;
   with_activation(p.activation, [&](auto act) {
-    cpu::parallel_for(vectors, grain, [&](int64_t begin, int64_t end) {
-      gradient_columns<decltype(act)>(p, begin, end);
-    });
+    cpu::parallel_for(vectors, grain,
+                      [&](int64_t begin, int64_t end) { gradient_columns<decltype(act)>(p, begin, end); });
   });
 }
 

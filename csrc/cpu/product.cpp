@@ -172,14 +172,10 @@ void multiply_block(const Block<S>& p) {
       return finish(p, &total, 1);
     }
     switch (p.M) {
-      case 1:
-        return multiply_few_rows<S, 1>(p);
-      case 2:
-        return multiply_few_rows<S, 2>(p);
-      case 3:
-        return multiply_few_rows<S, 3>(p);
-      case 4:
-        return multiply_few_rows<S, 4>(p);
+      case 1: return multiply_few_rows<S, 1>(p);
+      case 2: return multiply_few_rows<S, 2>(p);
+      case 3: return multiply_few_rows<S, 3>(p);
+      case 4: return multiply_few_rows<S, 4>(p);
     }
   }
   multiply_tiles(p);

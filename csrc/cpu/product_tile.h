@@ -94,14 +94,10 @@ TileFunction<T> tile_function(int rows, std::integer_sequence<int, ROW...>) {
 template <class T>
 TileFunction<T> tile_function(TileShape shape) {
   switch (shape.log2_vectors) {
-    case 0:
-      return tile_function<T, 0>(shape.rows, std::make_integer_sequence<int, TILE_ROWS[0]>{});
-    case 1:
-      return tile_function<T, 1>(shape.rows, std::make_integer_sequence<int, TILE_ROWS[1]>{});
-    case 2:
-      return tile_function<T, 2>(shape.rows, std::make_integer_sequence<int, TILE_ROWS[2]>{});
-    default:
-      return tile_function<T, 3>(shape.rows, std::make_integer_sequence<int, TILE_ROWS[3]>{});
+    case 0: return tile_function<T, 0>(shape.rows, std::make_integer_sequence<int, TILE_ROWS[0]>{});
+    case 1: return tile_function<T, 1>(shape.rows, std::make_integer_sequence<int, TILE_ROWS[1]>{});
+    case 2: return tile_function<T, 2>(shape.rows, std::make_integer_sequence<int, TILE_ROWS[2]>{});
+    default: return tile_function<T, 3>(shape.rows, std::make_integer_sequence<int, TILE_ROWS[3]>{});
   }
 }
 

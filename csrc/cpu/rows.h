@@ -38,8 +38,8 @@ struct LaneSums {
   }
 };
 
-// Sum of n <= 4096 terms. term(i, left) is the Vector of terms i, i + 1, ... of which `left` = n - i exist: it must be +0
-// (not -0 or NaN) in the lanes beyond.
+// Sum of n <= 4096 terms. term(i, left) is the Vector of terms i, i + 1, ... of which `left` = n - i exist: it must be
+// +0 (not -0 or NaN) in the lanes beyond.
 template <class T, class Term>
 INLINE_HD T sum_segment(int64_t n, Term&& term) {
   constexpr int width = Vector<T>::size;
@@ -77,8 +77,8 @@ T sum_array(int64_t n, const T* x) {
   return sum_row<T>(n, [x](int64_t i, int64_t left) { return load(x + i, left, T(0)); });
 }
 
-// Sum of any number of terms by all threads. segment(begin, length) is the sum_segment of those terms; ranges shorter than
-// `grain` segments are not divided among the threads.
+// Sum of any number of terms by all threads. segment(begin, length) is the sum_segment of those terms; ranges shorter
+// than `grain` segments are not divided among the threads.
 template <class T, class Segment>
 T sum_parallel(int64_t n, int64_t grain, Segment&& segment) {
   if (n <= SUM_SEGMENT) return segment(int64_t(0), n);

@@ -13,7 +13,8 @@ class Scratch {
  public:
   explicit Scratch(int64_t count) : data_(reinterpret_cast<T*>(stack_)) {
     int64_t bytes = count * static_cast<int64_t>(sizeof(T));
-    if (bytes > STACK_BYTES) data_ = static_cast<T*>(std::aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64)));
+    if (bytes > STACK_BYTES)
+      data_ = static_cast<T*>(std::aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64)));
     if (!data_) std::abort();
   }
   ~Scratch() {

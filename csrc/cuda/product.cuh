@@ -60,10 +60,11 @@ struct OperandPart {
   }
   // The next elements, of which `left` along K exist; `padding` beyond.
   __device__ __forceinline__ void read(int64_t left, T padding) {
+    const T* from = at;
 #pragma unroll
-    for (int q = 0; q < count; q++) {
+    for (int q = 0; q < count; q++, from += step) {
       const bool exists = line + q * line_step < lines && depth + q * depth_step < left;
-      values[q] = exists ? at[q * step] : padding;
+      values[q] = exists ? *from : padding;
     }
     at += advance;
   }
@@ -122,25 +123,35 @@ struct TileSums {
   }
 };
 
-// The activation of what this thread has written to its part of C. Not unrolled: seven activations times 64 elements
-// are more code than the product.
+// Whether the last sums are finished where they are added: with the bias and relu alone. Other activations, and a
+// wanted preactivation, are left to finish().
+template <class T>
+INLINE_HD bool finishes_in_place(const Product<T>& p) {
+  return !p.preactivation && (p.activation == Activation::none || p.activation == Activation::relu);
+}
+
+// C and preactivation from what this thread has written to its part of C. Not unrolled: seven activations times 64
+// elements are more code than the product.
 template <class Tile, class T>
-__device__ __forceinline__ void activate(Activation activation, T* C, int64_t c_row, int64_t rows_left,
-                                         int64_t columns_left) {
+__device__ __forceinline__ void finish(const Product<T>& p, T* C, T* preactivation, int64_t rows_left,
+                                       int64_t columns_left) {
   const int down = threadIdx.x / Tile::across, across = threadIdx.x % Tile::across;
-  with_activation(activation, [&](auto act) {
+  with_activation(p.activation, [&](auto act) {
 #pragma unroll 1
     for (int e = 0; e < Tile::thread_rows * Tile::thread_columns; e++) {
       const int row = line_of<Tile::rows, Tile::thread_rows>(down, e / Tile::thread_columns);
       const int column = line_of<Tile::columns, Tile::thread_columns>(across, e % Tile::thread_columns);
-      if (row < rows_left && column < columns_left) C[row * c_row + column] = act.value(C[row * c_row + column]);
+      if (row >= rows_left || column >= columns_left) continue;
+      const int64_t at = row * p.c_row + column;
+      if (preactivation) preactivation[at] = C[at];
+      C[at] = act.value(C[at]);
     }
   });
 }
 
 // `chunk_sums`: null, or (chunks, batch, M, N), where each chunk's sums are left for fold_chunks_kernel.
 template <class Tile, class T>
-__global__ void __launch_bounds__(Tile::threads) product_kernel(Product<T> p, ProductGrid grid, T* chunk_sums) {
+__global__ void __launch_bounds__(Tile::threads, 2) product_kernel(Product<T> p, ProductGrid grid, T* chunk_sums) {
   __shared__ __align__(16) T a_tile[2][Tile::depth][Tile::rows + 4];
   __shared__ __align__(16) T b_tile[2][Tile::depth][Tile::columns + 4];
   int block = blockIdx.x;
@@ -170,8 +181,7 @@ __global__ void __launch_bounds__(Tile::threads) product_kernel(Product<T> p, Pr
   const int64_t total_row = chunk_sums ? p.N : p.c_row, in_batch = p.M * p.N;
   T* total = chunk_sums ? chunk_sums + (part * grid.chunks * p.batch + batch) * in_batch : p.C + batch * p.c_batch;
   total += m * total_row + n;
-  T* preactivation = p.preactivation ? p.preactivation + batch * p.c_batch + m * p.c_row + n : nullptr;
-  const bool relu = p.activation == Activation::relu;
+  const bool relu = p.activation == Activation::relu && finishes_in_place(p);
 
   TileSums<Tile, T> tile;
   tile.clear();
@@ -191,7 +201,6 @@ __global__ void __launch_bounds__(Tile::threads) product_kernel(Product<T> p, Pr
       T y = first ? sum : add(*at, sum);
       if (last && !chunk_sums) {
         y = with_bias(p, n + column, y);
-        if (preactivation) preactivation[row * p.c_row + column] = y;
         if (relu) y = Relu::value(y);
       }
       *at = y;
@@ -203,8 +212,9 @@ __global__ void __launch_bounds__(Tile::threads) product_kernel(Product<T> p, Pr
     else
       first = false;
   }
-  if (!chunk_sums && !relu && p.activation != Activation::none)
-    activate<Tile>(p.activation, total, total_row, p.M - m, p.N - n);
+  if (chunk_sums || finishes_in_place(p)) return;
+  T* preactivation = p.preactivation ? p.preactivation + batch * p.c_batch + m * p.c_row + n : nullptr;
+  finish<Tile>(p, total, preactivation, p.M - m, p.N - n);
 }
 
 // C from the chunks' sums, left to right.

@@ -114,8 +114,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad, const Ten
       }
       CPU_KERNEL(linear_gradient<S>)(p);
     }
-    if (mask[0])
-      CPU_KERNEL(product<S>)(Product<S>{M, K, N, view<S>(dz), view<S>(weight), mutable_data<S>(dx), K});
+    if (mask[0]) CPU_KERNEL(product<S>)(Product<S>{M, K, N, view<S>(dz), view<S>(weight), mutable_data<S>(dx), K});
     if (mask[1]) CPU_KERNEL(product<S>)(Product<S>{N, K, M, transposed<S>(dz), view<S>(x), mutable_data<S>(dw), K});
   });
   return {dx, dw, db};

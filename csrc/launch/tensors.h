@@ -17,24 +17,24 @@ inline bool is_kernel_dtype(at::ScalarType t) {
 }
 
 // Runs the body with S the storage type of a dtype: WITH_STORAGE_TYPE("linear", x.scalar_type(), [&] { ... S ... }).
-#define WITH_STORAGE_TYPE(op, dtype, ...)                                                                  \
-  do {                                                                                                     \
-    const at::ScalarType with_dtype = (dtype);                                                             \
-    if (with_dtype == at::kFloat) {                                                                        \
-      using S = float;                                                                                     \
-      __VA_ARGS__();                                                                                       \
-    } else if (with_dtype == at::kDouble) {                                                                \
-      using S = double;                                                                                    \
-      __VA_ARGS__();                                                                                       \
-    } else if (with_dtype == at::kBFloat16) {                                                              \
-      using S = ::pytorch_ext::BFloat16;                                                                   \
-      __VA_ARGS__();                                                                                       \
-    } else if (with_dtype == at::kHalf) {                                                                  \
-      using S = ::pytorch_ext::Half;                                                                       \
-      __VA_ARGS__();                                                                                       \
-    } else {                                                                                               \
-      TORCH_CHECK(false, op ": expected float32, float64, bfloat16 or float16, got ", with_dtype);         \
-    }                                                                                                      \
+#define WITH_STORAGE_TYPE(op, dtype, ...)                                                          \
+  do {                                                                                             \
+    const at::ScalarType with_dtype = (dtype);                                                     \
+    if (with_dtype == at::kFloat) {                                                                \
+      using S = float;                                                                             \
+      __VA_ARGS__();                                                                               \
+    } else if (with_dtype == at::kDouble) {                                                        \
+      using S = double;                                                                            \
+      __VA_ARGS__();                                                                               \
+    } else if (with_dtype == at::kBFloat16) {                                                      \
+      using S = ::pytorch_ext::BFloat16;                                                           \
+      __VA_ARGS__();                                                                               \
+    } else if (with_dtype == at::kHalf) {                                                          \
+      using S = ::pytorch_ext::Half;                                                               \
+      __VA_ARGS__();                                                                               \
+    } else {                                                                                       \
+      TORCH_CHECK(false, op ": expected float32, float64, bfloat16 or float16, got ", with_dtype); \
+    }                                                                                              \
   } while (false)
 
 template <class S>
@@ -57,7 +57,8 @@ inline Tensor empty(at::IntArrayRef sizes, const Tensor& like) {
 
 inline void check_same(const char* op, const char* name, const Tensor& t, const Tensor& reference) {
   TORCH_CHECK(t.scalar_type() == reference.scalar_type() && t.device() == reference.device(), op, ": expected ", name,
-              " of ", reference.scalar_type(), " on ", reference.device(), ", got ", t.scalar_type(), " on ", t.device());
+              " of ", reference.scalar_type(), " on ", reference.device(), ", got ", t.scalar_type(), " on ",
+              t.device());
 }
 
 }  // namespace pytorch_ext

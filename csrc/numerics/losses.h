@@ -89,10 +89,8 @@ struct BinaryCrossEntropyWithPosWeight {  // (1 - y) x + (1 + (p - 1) y) softplu
 template <class F>
 INLINE_HD void with_elementwise_loss(ElementwiseLoss loss, bool has_pos_weight, F&& f) {
   switch (loss) {
-    case ElementwiseLoss::mse_loss:
-      return f(MseLoss{});
-    case ElementwiseLoss::binary_cross_entropy:
-      return f(BinaryCrossEntropy{});
+    case ElementwiseLoss::mse_loss: return f(MseLoss{});
+    case ElementwiseLoss::binary_cross_entropy: return f(BinaryCrossEntropy{});
     case ElementwiseLoss::binary_cross_entropy_with_logits:
       return has_pos_weight ? f(BinaryCrossEntropyWithPosWeight{}) : f(BinaryCrossEntropyWithLogits{});
   }

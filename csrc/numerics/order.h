@@ -8,8 +8,8 @@ namespace pytorch_ext::PYTORCH_EXT_ISA {
 // A product sums over K in chunks: one ascending fma chain from +0 per chunk, chunks added left to right.
 constexpr int PRODUCT_CHUNK = 256;
 
-// Every other sum: element i goes to lane i mod 64, ascending, lanes start at +0, then lane l += lane l + 32, 16, ... 1.
-// More than 4096 elements are cut into segments of 4096, whose results form a new row.
+// Every other sum: element i goes to lane i mod 64, ascending, lanes start at +0, then lane l += lane l + 32, 16,
+// ... 1. More than 4096 elements are cut into segments of 4096, whose results form a new row.
 constexpr int SUM_LANES = 64;
 constexpr int SUM_SEGMENT = 4096;
 

@@ -154,8 +154,8 @@ INLINE_HD DoubleV sqrt(DoubleV a) { return DoubleV::Native(_mm_sqrt_pd(a.v)); }
 #endif
 
 // ---- memory -------------------------------------------------------------------------------------------------------
-// load<S>(p): the lanes at p, widened to S's compute type. load<S>(p, n, fill): the first n of them, `fill` beyond (n may
-// be <= 0 or >= the lane count). store mirrors both. Nothing beyond n is read or written.
+// load<S>(p): the lanes at p, widened to S's compute type. load<S>(p, n, fill): the first n of them, `fill` beyond (n
+// may be <= 0 or >= the lane count). store mirrors both. Nothing beyond n is read or written.
 
 template <class S>
 using ComputeV = Vector<compute_t<S>>;
@@ -202,7 +202,9 @@ INLINE_HD void store(S* p, ComputeV<S> x) {
 }
 
 #if defined(__AVX512F__)
-INLINE_HD __mmask16 first_lanes(int64_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : static_cast<__mmask16>((1u << n) - 1u); }
+INLINE_HD __mmask16 first_lanes(int64_t n) {
+  return n >= 16 ? 0xffff : n <= 0 ? 0 : static_cast<__mmask16>((1u << n) - 1u);
+}
 INLINE_HD FloatV load_first(const float* p, int64_t n, float fill) {
   return FloatV::Native(_mm512_mask_loadu_ps(_mm512_set1_ps(fill), first_lanes(n), p));
 }
@@ -214,7 +216,8 @@ INLINE_HD __m256i first_lanes(int64_t n) {
 }
 INLINE_HD FloatV load_first(const float* p, int64_t n, float fill) {
   __m256i lanes = first_lanes(n);
-  return FloatV::Native(_mm256_blendv_ps(_mm256_set1_ps(fill), _mm256_maskload_ps(p, lanes), _mm256_castsi256_ps(lanes)));
+  return FloatV::Native(
+      _mm256_blendv_ps(_mm256_set1_ps(fill), _mm256_maskload_ps(p, lanes), _mm256_castsi256_ps(lanes)));
 }
 INLINE_HD void store_first(float* p, FloatV x, int64_t n) { _mm256_maskstore_ps(p, first_lanes(n), x.v); }
 #endif

@@ -1,1 +1,1 @@
-"""The launchers of csrc/cuda, run without a GPU: by the SIMT emulator, or by interpreting what nvcc made of the kernels."""
+"""The launchers of csrc/cuda without a GPU: in the SIMT emulator, or by interpreting what nvcc made of the kernels."""

@@ -6,7 +6,7 @@ from . import arguments as args
 
 
 def product(machine, a, b, bias=None, activation="none", preactivation=False):
-    """(activation(a b + bias), a b + bias or None) for a (..., M, K) and b (..., K, N) with equal leading dimensions."""
+    """(activation(a b + bias), a b + bias or None), a (..., M, K) and b (..., K, N) with equal leading dimensions."""
     batch = a.shape[:-2].numel()
     a, b = (t if t.dim() <= 3 else t.flatten(0, -3) for t in (a, b))
     (m, k), n = a.shape[-2:], b.shape[-1]

@@ -9,106 +9,11 @@ import re
 
 import numpy as np
 
+from .memory import Fault, Memory
 from .parse import BITS
+from .values import FLOATING, INTEGER, UNARY, UNSIGNED, compare, numpy_type
 
-UNSIGNED = {1: np.bool_, 8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
-SIGNED = {8: np.int8, 16: np.int16, 32: np.int32, 64: np.int64}
-FLOAT = {32: np.float32, 64: np.float64}
 WARP = 32
-
-
-class Fault(RuntimeError):
-    """What a device would not do, or do differently from run to run."""
-
-
-def numpy_type(kind):
-    return {"s": SIGNED, "f": FLOAT}.get(kind[0], UNSIGNED)[BITS[kind]]
-
-
-def truncated_quotient(a, b):
-    if a.dtype.kind == "u":
-        return a // b
-    return (np.abs(a) // np.abs(b)) * np.sign(a) * np.sign(b)
-
-
-def maximum(a, b):  # PTX: NaN loses, +0 is above -0
-    return np.where(np.isnan(a) | (a < b) | ((a == b) & np.signbit(a)), b, a)
-
-
-def minimum(a, b):
-    return -maximum(-a, -b)
-
-
-INTEGER = {
-    "add": np.add,
-    "sub": np.subtract,
-    "mul": np.multiply,
-    "div": truncated_quotient,
-    "rem": lambda a, b: a - truncated_quotient(a, b) * b,
-    "min": np.minimum,
-    "max": np.maximum,
-    "and": np.bitwise_and,
-    "or": np.bitwise_or,
-    "xor": np.bitwise_xor,
-}
-FLOATING = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "max": maximum, "min": minimum}
-UNARY = {"neg": np.negative, "abs": np.abs, "sqrt": np.sqrt, "not": np.invert}
-ORDERED = {
-    "eq": np.equal,
-    "ne": np.not_equal,
-    "lt": np.less,
-    "le": np.less_equal,
-    "gt": np.greater,
-    "ge": np.greater_equal,
-}
-OPPOSITE = {"equ": "ne", "neu": "eq", "ltu": "ge", "leu": "gt", "gtu": "le", "geu": "lt"}
-
-
-def compare(name, a, b):
-    if name in ("ne", "num", "nan") and a.dtype.kind == "f":
-        unordered = np.isnan(a) | np.isnan(b)
-        return {"ne": (a != b) & ~unordered, "num": ~unordered, "nan": unordered}[name]
-    if name in OPPOSITE:  # true where unordered
-        return ~compare(OPPOSITE[name], a, b)
-    return ORDERED[{"lo": "lt", "ls": "le", "hi": "gt", "hs": "ge"}.get(name, name)](a, b)
-
-
-class Memory:
-    """Arrays of bytes at their addresses."""
-
-    def __init__(self, regions):
-        self.regions = regions  # (address, array of uint8)
-
-    def find(self, addresses, width):
-        """The array that the first of these elements lies in, the offsets in it, and which lie in it too."""
-        for start, array in self.regions:
-            if start <= addresses[0] <= start + array.size - width:
-                offsets = addresses - np.uint64(start)
-                return (
-                    array,
-                    offsets.astype(np.int64),
-                    (addresses >= start) & (offsets + np.uint64(width) <= array.size),
-                )
-        raise Fault(f"access of {width} bytes at {int(addresses[0]):#x}, which is in no array")
-
-    def load(self, addresses, width):
-        result = np.empty(len(addresses), UNSIGNED[8 * width])
-        for positions, array, offsets in self.parts(addresses, width):
-            result[positions] = array[offsets[:, None] + np.arange(width)].view(result.dtype).ravel()
-        return result
-
-    def store(self, addresses, values):
-        width = values.dtype.itemsize
-        for positions, array, offsets in self.parts(addresses, width):
-            part = np.ascontiguousarray(values[positions])
-            array[offsets[:, None] + np.arange(width)] = part.view(np.uint8).reshape(-1, width)
-
-    def parts(self, addresses, width):
-        left = np.arange(len(addresses))
-        while len(left):
-            array, offsets, inside = self.find(addresses[left], width)
-            yield left[inside], array, offsets[inside]
-            left = left[~inside]
 
 
 class Launch:

@@ -1,4 +1,4 @@
-"""The lint: a kernel's floating-point instructions are those of the contract, each an IEEE operation rounded to nearest."""
+"""The lint: a kernel's float instructions are those of the contract, each an IEEE operation rounded to nearest."""
 
 FLOATS = {"f16", "f16x2", "bf16", "bf16x2", "tf32", "f32", "f32x2", "f64"}
 ROUNDED = {"add", "sub", "mul", "div", "fma", "sqrt"}  # with .rn

@@ -7,18 +7,15 @@ kinds of target, and so is its gradient (p total - q) s, with p = softmax(x) and
 import numpy as np
 
 from .arithmetic import float32, fma, ieee
-from .functions import exp_nonpositive, log
 from .orders import sum_row
+from .softmax import log_softmax, softmax
 
 ZERO, ONE = float32(0), float32(1)
 
 
 def softmax_parts(x):
-    """(p, -log p): p = mul(e, div(1, s)) and -log p = -((x - m) - log s), with m the row's largest element + 0."""
-    shifted = x - (np.max(x, axis=-1, keepdims=True, initial=-np.inf) + ZERO)
-    e = exp_nonpositive(shifted)
-    s = sum_row(e)[:, None]
-    return e * (ONE / s), -(shifted - log(s))
+    """(p, -log p)."""
+    return softmax(x), -log_softmax(x)
 
 
 def class_weights(target, weight, ignore_index):
