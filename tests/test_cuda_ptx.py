@@ -11,8 +11,8 @@ from emulator.arguments import ACTIVATIONS
 from ptx import interpreter, lint, nvcc
 from ptx.memory import Fault
 from ptx.parse import parse
-from test_cuda_emulated import pytestmark as needs_runner
 from test_cuda_emulated import one_thread, runner  # noqa: F401
+from test_cuda_emulated import pytestmark as needs_runner
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 needs_nvcc = pytest.mark.skipif(nvcc.executable() is None, reason="there is no nvcc")
