@@ -1,4 +1,4 @@
-# make test | demo | bench | lint | format | build | clean. The first call makes .venv, installs and builds.
+# make test | demo | bench | gpu | lint | format | build | clean. The first call makes .venv, installs and builds.
 # An environment that is already there, for machines without a network: make test PYTHON=/path/to/python VENV=none
 PYTHON ?= python3
 VENV ?= .venv
@@ -20,7 +20,7 @@ NATIVE := $(shell find csrc -type f) setup.py pyproject.toml pytorch_ext/build.p
 CLANG_FORMAT := $(PY) -c 'import clang_format as c; c.clang_format()'
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: test demo bench lint format build clean
+.PHONY: test demo bench gpu lint format build clean
 
 test: $(BUILT)
 	$(PY) -m pytest $(ARGS)
@@ -30,6 +30,10 @@ demo: $(BUILT)
 
 bench: $(BUILT)
 	$(PY) benchmarks/run.py $(ARGS)
+
+# Builds for the GPU of this machine by itself.
+gpu: $(INSTALLED)
+	$(PY) benchmarks/gpu.py $(ARGS)
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .
@@ -55,6 +59,6 @@ $(VENV)/installed: requirements-dev.txt pyproject.toml setup.py
 
 # Not through `python -m pytorch_ext build`: a library that aborts at import must not keep itself from being rebuilt.
 $(BUILT): $(INSTALLED) $(NATIVE)
-	PYTORCH_EXT_BUILD=$${PYTORCH_EXT_BUILD:-cpu} $(PY) setup.py build_ext --inplace
+	PYTORCH_EXT_BUILD=$${PYTORCH_EXT_BUILD:-$$(command -v nvcc >/dev/null && echo cuda || echo cpu)} $(PY) setup.py build_ext --inplace
 	mkdir -p $(STAMPS)
 	touch $@

@@ -1,12 +1,14 @@
 """Times of several providers of one computation, measured side by side.
 
 Providers take turns, so that whatever disturbs the machine disturbs all of them. A round in which the process did not
-get the processor (wall time well above CPU time) is thrown away and repeated.
+get the processor (wall time well above CPU time) is thrown away and repeated. On a GPU its own clock counts.
 """
 
 import statistics
 import time
 from dataclasses import dataclass
+
+import torch
 
 ROUNDS, MOST_DISTURBED = 9, 27
 TARGET_SECONDS = 0.02  # of one provider in one round
@@ -21,7 +23,7 @@ class Timing:
     disturbed: int
 
 
-def calls_per_round(function):
+def calls_per_round(function, device):
     """How often to call it so that a round takes TARGET_SECONDS."""
     for _ in range(3):
         function()
@@ -29,6 +31,8 @@ def calls_per_round(function):
     while time.perf_counter() - start < TARGET_SECONDS:
         function()
         calls += 1
+        if device == "cuda":
+            torch.cuda.synchronize()
     return max(1, calls)
 
 
@@ -37,24 +41,39 @@ def is_disturbed(wall, cpu):
     return cpu < 0.9 * wall
 
 
-def run_round(function, calls):
+def run_on_gpu(function, calls):
+    """Seconds by the GPU's clock, from before the first call's work to after the last one's; never disturbed."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(calls):
+        function()
+    end.record()
+    end.synchronize()
+    seconds = start.elapsed_time(end) / 1e3
+    return seconds, seconds
+
+
+def run_round(function, calls, device):
+    if device == "cuda":
+        return run_on_gpu(function, calls)
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(calls):
         function()
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def compare(providers, rounds=ROUNDS):
+def compare(providers, device="cpu", rounds=ROUNDS):
     """Timing of every provider: ``{name: function of no arguments}``."""
-    calls = {name: calls_per_round(f) for name, f in providers.items()}
+    calls = {name: calls_per_round(f, device) for name, f in providers.items()}
     seconds = {name: [] for name in providers}
     disturbed = dict.fromkeys(providers, 0)
     for _ in range(rounds):
         for name, function in providers.items():
-            wall, cpu = run_round(function, calls[name])
+            wall, cpu = run_round(function, calls[name], device)
             while is_disturbed(wall, cpu) and disturbed[name] < MOST_DISTURBED:
                 disturbed[name] += 1
-                wall, cpu = run_round(function, calls[name])
+                wall, cpu = run_round(function, calls[name], device)
             seconds[name].append(wall / calls[name])
     return {name: summary(times, disturbed[name]) for name, times in seconds.items()}
 

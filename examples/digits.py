@@ -51,7 +51,7 @@ def enlarge(images):
 
 
 def load_mnist(part, folder):
-    """One part of MNIST from its idx files, plain or gzipped, in `folder` or in torchvision's `folder`/MNIST/raw."""
+    """One part of MNIST from its idx files, plain or gzipped, in `folder` or where torchvision puts them: MNIST/raw."""
     images_file, labels_file = (find_file(folder, name) for name in MNIST_FILES[part])
     images, labels = read_idx(images_file), read_idx(labels_file)
     if images.ndim != 3 or images.shape[1:] != (SIDE, SIDE):
@@ -66,7 +66,7 @@ def load_mnist(part, folder):
 
 def find_file(folder, name):
     """The file `name`, also spelled with a dot before `idx` or with .gz after it."""
-    for directory in (folder, folder / "MNIST" / "raw"):
+    for directory in (folder, folder / "raw", folder / "MNIST" / "raw"):
         for spelling in (name, name.replace("-idx", ".idx")):
             for suffix in ("", ".gz"):
                 candidate = directory / (spelling + suffix)

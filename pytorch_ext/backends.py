@@ -7,7 +7,7 @@ returns its result, or None for arguments it does not cover, which then take the
 import contextlib
 import os
 
-from . import native
+from . import native, triton_path
 
 
 class Stock:
@@ -21,7 +21,7 @@ def _covers_nothing(*args):
     return None
 
 
-_BACKENDS = {"stock": Stock()}
+_BACKENDS = {"stock": Stock(), "triton": triton_path.namespace}
 if native.library is not None:
     _BACKENDS["native"] = native.library
 
@@ -34,16 +34,18 @@ class Choice:
 
     def use(self, name):
         """Make ``name`` the current backend; ``auto`` is the best one that exists here."""
-        name = ("native" if "native" in _BACKENDS else "stock") if name == "auto" else name
-        if name not in _BACKENDS:
-            raise ValueError(f"backend: expected one of {', '.join(available_backends())}, got {name!r}")
+        if name == "auto":
+            name = "native" if "native" in _BACKENDS else "stock"
+        elif name not in available_backends():
+            why = f": {'; '.join(triton_path.problem())}" if name == "triton" else ""
+            raise ValueError(f"backend: expected one of {', '.join(available_backends())}, got {name!r}{why}")
         self.name = name
         self.kernels = _BACKENDS[name]
 
 
 def available_backends():
     """Names that :func:`backend` takes on this machine."""
-    return ["auto", *_BACKENDS]
+    return ["auto", *(name for name in _BACKENDS if name != "triton" or triton_path.problem() is None)]
 
 
 choice = Choice()
@@ -51,7 +53,7 @@ choice = Choice()
 
 @contextlib.contextmanager
 def backend(name):
-    """Run everything inside the ``with`` block on one path: ``auto``, ``native`` (C++ and CUDA C++) or ``stock``.
+    """Run everything inside the ``with`` block on one path: ``auto``, ``native`` (C++ and CUDA C++), ``triton`` or ``stock``.
 
     The environment variable ``PYTORCH_EXT_BACKEND`` sets the default. The choice belongs to the process.
     """

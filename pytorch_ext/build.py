@@ -5,6 +5,7 @@ rest of the package, before a build is certain.
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 import platform
@@ -32,6 +33,13 @@ AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c"]
 AVX512_FLAGS = [*AVX2_FLAGS, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=512"]
 X86_64 = {"baseline": [], "avx2": AVX2_FLAGS, "avx512": AVX512_FLAGS}
 INSTRUCTION_SETS = {"x86_64": X86_64, "amd64": X86_64}
+# 20013, 20015: a launcher hands its lambdas, which are the host's, to functions that are for both. 1675: g++'s pragmas.
+CUDA_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-DPYTORCH_EXT_ISA=device", "-diag-suppress", "20013,20015,1675"]
+CUDA_FLAGS += ["-Xcompiler", "-fPIC,-fvisibility=hidden,-ffp-contract=off"]
+# A device runs the code of its own architecture or the last one's PTX; 80 is for 86 and 89 too.
+CUDA_ARCHITECTURES = ("80", "90a", "100")
+# The runtime is linked in, so that the library also loads where there is none.
+CUDA_LIBRARIES = ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
 
 
 class BuildError(RuntimeError):
@@ -61,6 +69,50 @@ def kernel_sources(csrc: Path) -> list:
 
 def cuda_sources(csrc: Path) -> list:
     return sorted(csrc.glob("cuda/*.cu"))
+
+
+def nvcc():
+    """CUDA's compiler: that of CUDA_HOME, on PATH, or of PyPI's package nvidia-cuda-nvcc; None where there is none."""
+    homes = [Path(os.environ[name], "bin", "nvcc") for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    found = next((str(path) for path in homes if path.is_file()), None) or shutil.which("nvcc")
+    if found is None:
+        folders = getattr(importlib.util.find_spec("nvidia"), "submodule_search_locations", None) or []
+        found = next((str(path) for folder in folders for path in sorted(Path(folder).glob("*/bin/nvcc"))), None)
+    return found
+
+
+def cuda_architectures(compiler: str) -> list:
+    """Those to compile for: PYTORCH_EXT_CUDA_ARCHITECTURES (as in 80,90a) or all of ours that this nvcc knows."""
+    asked = os.environ.get("PYTORCH_EXT_CUDA_ARCHITECTURES")
+    if asked:
+        return asked.split(",")
+    known = subprocess.run([compiler, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
+    return [name for name in CUDA_ARCHITECTURES if f"compute_{name.rstrip('a')}" in known]
+
+
+def cuda_objects(csrc: Path, folder: Path, compiler: str) -> list:
+    """Compile every CUDA source that is newer than its object; the objects, and what the linker needs beside them."""
+    from ninja import ninja_syntax
+
+    architectures = cuda_architectures(compiler)
+    targets = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures]
+    newest = architectures[-1].rstrip("a")
+    targets.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
+    names = ", ".join(f"sm_{name}" for name in architectures)
+    targets += ["-ccbin", shlex.split(os.environ["CXX"])[0], f"'-DPYTORCH_EXT_ARCHITECTURES=\"{names}\"'"]
+    folder.mkdir(parents=True, exist_ok=True)
+    objects = {source: str(folder.resolve() / f"{source.stem}.o") for source in cuda_sources(csrc)}
+    with open(folder / "build.ninja", "w") as file:
+        writer = ninja_syntax.Writer(file, width=1000)
+        command = f"{shlex.quote(compiler)} {' '.join([*CUDA_FLAGS, *targets])} -MD -MF $out.d -c $in -o $out"
+        writer.rule("cuda", command, depfile="$out.d", deps="gcc")
+        for source, output in objects.items():
+            writer.build(output, "cuda", str(source.resolve()))
+    jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+    subprocess.run(["ninja", *jobs, "-C", str(folder)], check=True)
+    plan = subprocess.run([compiler, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
+    libraries = next((line.partition("=")[2] for line in plan.splitlines() if line.startswith("#$ LIBRARIES")), "")
+    return [*objects.values(), *shlex.split(libraries), *CUDA_LIBRARIES]
 
 
 def requested_mode() -> str:
@@ -136,6 +188,7 @@ def extension(csrc: Path, mode: str):
     sources = [path.relative_to(csrc.parent).as_posix() for path in torch_sources(csrc)]
     native = CppExtension("pytorch_ext._native", sources, extra_compile_args={"cxx": [*TORCH_FLAGS, *openmp]})
     native.optional = mode == "auto"
+    native.mode = mode
     return native
 
 
@@ -149,11 +202,11 @@ def build_command():
             self.built = []
             super().run()
             for name in self.built:
-                write_record(Path(self.get_ext_fullpath(name)).parent)
+                write_record(Path(self.get_ext_fullpath(name)).parent, self.with_cuda)
 
         def build_extension(self, ext):
             try:
-                ext.extra_objects = self.kernel_objects()
+                ext.extra_objects = self.kernel_objects() + self.cuda_objects(ext)
                 super().build_extension(ext)
                 self.built.append(ext.name)
             except Exception as error:
@@ -172,10 +225,33 @@ def build_command():
                 )
             return objects
 
+        def cuda_objects(self, ext):
+            compiler, self.with_cuda = nvcc() if ext.mode != "cpu" else None, None
+            if compiler is None:
+                if ext.mode == "cuda":
+                    raise BuildError(
+                        "PYTORCH_EXT_BUILD=cuda, but there is no nvcc (see `python -m pytorch_ext doctor`)"
+                    )
+                return []
+            try:
+                objects = cuda_objects(source_folder(), Path(self.build_temp, "cuda"), compiler)
+            except (OSError, subprocess.CalledProcessError) as error:
+                if ext.mode == "cuda":
+                    raise
+                print(f"pytorch_ext: building without CUDA: {error}", file=sys.stderr)
+                return []
+            version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+            self.with_cuda = {
+                "nvcc": version.strip().splitlines()[-1],
+                "architectures": cuda_architectures(compiler),
+            }
+            ext.define_macros.append(("PYTORCH_EXT_CUDA", None))
+            return objects
+
     return BuildNative
 
 
-def write_record(folder: Path):
+def write_record(folder: Path, with_cuda):
     """What the library was built with; native.py refuses a library that does not fit the running torch."""
     import torch
 
@@ -186,7 +262,7 @@ def write_record(folder: Path):
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         "compiler": version.stdout.partition("\n")[0],
         "instruction_sets": list(instruction_sets()),
-        "cuda": None,
+        "cuda": with_cuda,
     }
     Path(folder, "_native.json").write_text(json.dumps(record, indent=2) + "\n")
 
@@ -199,8 +275,10 @@ def build_in_place(jobs=None):
         os.environ["MAX_JOBS"] = str(jobs)
     if not os.access(PACKAGE, os.W_OK):
         raise BuildError(f"{PACKAGE} is not writable: install pytorch_ext into a virtual environment of your own")
-    csrc = source_folder()
-    arguments = {"name": "pytorch_ext", "package_dir": {"pytorch_ext": str(PACKAGE)}, **setup_arguments("cpu")}
+    csrc, mode = source_folder(), requested_mode()
+    if mode in ("auto", "none"):  # asked for by hand: a failure is an error, not a notice
+        mode = "cuda" if nvcc() else "cpu"
+    arguments = {"name": "pytorch_ext", "package_dir": {"pytorch_ext": str(PACKAGE)}, **setup_arguments(mode)}
     with contextlib.ExitStack() as stack:
         stack.callback(os.chdir, os.getcwd())
         os.chdir(csrc.parent)

@@ -55,11 +55,29 @@ def cuda_path() -> Path:
     if native.library is None:
         return Path("cuda", False, "not built", native.reason, native.cure)
     if not native.record.get("cuda"):
-        cure = f"install the CUDA toolkit, then PYTORCH_EXT_BUILD=cuda {native.BUILD}"
+        cure = f"install the CUDA toolkit (or pip install nvidia-cuda-nvcc), then PYTORCH_EXT_BUILD=cuda {native.BUILD}"
         return Path("cuda", False, "not built", "there was no nvcc when the native part was built", cure)
     if not torch.cuda.is_available():
         return Path("cuda", False, "built, no device", *missing_device())
-    return Path("cuda", True, torch.cuda.get_device_name())
+    return tested_devices()
+
+
+def tested_devices() -> Path:
+    """The devices of this machine, each with the result of the self-test."""
+    problems, passed = [], []
+    for i in range(torch.cuda.device_count()):
+        try:
+            wrong = native.library.self_test(f"cuda:{i}")
+            problem = f"{wrong} differs from the specification" if wrong else None
+        except RuntimeError as error:
+            problem = str(error).splitlines()[0]
+        found = problems if problem else passed
+        found.append(f"cuda:{i} ({torch.cuda.get_device_name(i)})" + (f": {problem}" if problem else ""))
+    state = f"self-test passed on {', '.join(passed)}" if passed else "self-test failed"
+    if not problems:
+        return Path("cuda", True, state)
+    cure = "stock operators take over there; rebuild for this architecture: PYTORCH_EXT_BUILD=cuda " + native.BUILD
+    return Path("cuda", bool(passed), state, "; ".join(problems), cure)
 
 
 def triton_path() -> Path:

@@ -1,20 +1,54 @@
 """Fixtures of the whole suite: the paths that exist here, instruction sets, threads, a fixed seed."""
 
+import functools
+import contextlib
+import os
+
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # counts when Triton is imported
+
 import pytorch_ext
-from pytorch_ext import native
+from pytorch_ext import native, triton_path
 
 needs_native = pytest.mark.skipif(native.library is None, reason=f"native library: {native.reason}")
-PATHS = [pytest.param("native-cpu", marks=needs_native)]
+needs_interpreter = pytest.mark.skipif(
+    not triton_path.is_interpreted() or triton_path.problem() is not None, reason="Triton's interpreter is not there"
+)
+has_cuda = torch.cuda.is_available() and bool(native.record.get("cuda"))
+needs_cuda = pytest.mark.skipif(not has_cuda, reason="there is no CUDA device, or no CUDA in the native library")
+PATHS = [
+    pytest.param("native-cpu", marks=needs_native),
+    pytest.param("native-cuda", marks=needs_cuda),
+    pytest.param("triton-interpreted", marks=needs_interpreter),
+]
 
 
 @pytest.fixture(params=PATHS)
-def path(request):
+def path(request, monkeypatch):
     """One path of computation; the value is the device its tensors live on."""
-    with pytorch_ext.backend("native"):
-        yield torch.device("cpu")
+    if request.param == "triton-interpreted":  # each operation takes 50 us: derivatives along random directions only
+        for check in ("gradcheck", "gradgradcheck"):
+            fast = functools.partial(getattr(torch.autograd, check), fast_mode=True)
+            monkeypatch.setattr(torch.autograd, check, fast)
+    backend, kind = request.param.split("-")
+    device = torch.device("cuda" if kind == "cuda" else "cpu")
+    with pytorch_ext.backend(backend), tensors_on(device):
+        yield device
+
+
+@contextlib.contextmanager
+def tensors_on(device):
+    """New tensors are made on this device; not by a mode, as ``torch.set_default_device`` does it: kernels refuse modes."""
+    if device.type == "cuda":
+        torch.set_default_tensor_type("torch.cuda.FloatTensor")
+    try:
+        yield
+    finally:
+        if device.type == "cuda":
+            torch.set_default_tensor_type("torch.FloatTensor")
 
 
 def instruction_sets():
@@ -22,9 +56,22 @@ def instruction_sets():
     return native.library.available_capabilities() if native.library else []
 
 
+INTERPRETED_TOO = {
+    "test_activation",
+    "test_clip_grad_norm",
+    "test_cross_entropy",
+    "test_elementwise_loss",
+    "test_linear",
+    "test_matmul",
+    "test_nll_loss",
+    "test_optim",
+    "test_softmax",
+}
+
+
 @pytest.fixture
-def each_cpu():
-    """Runs a function on every instruction set with one and two threads, and returns the results by name."""
+def each_cpu(request):
+    """Runs a function on every instruction set with one and two threads, and interpreted; the results by name."""
     if native.library is None:
         pytest.skip(native.reason)
 
@@ -40,6 +87,9 @@ def each_cpu():
         finally:
             native.library.set_capability(before)
             torch.set_num_threads(threads)
+        if not needs_interpreter.args[0] and request.module.__name__ in INTERPRETED_TOO:
+            with pytorch_ext.backend("triton"):
+                results["triton-interpreted"] = function()
         return results
 
     return run

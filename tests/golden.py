@@ -43,7 +43,7 @@ def with_weights(model, scale=2.0**-4):
 def weight_hash(model):
     digest = hashlib.sha256()
     for p in model.parameters():
-        digest.update(p.detach().contiguous().numpy().tobytes())
+        digest.update(p.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -113,9 +113,11 @@ HASHES = {  # contract version 1: weights after so many steps
 }
 
 
-def train(name, steps):
+def train(name, steps, device="cpu"):
     """Hash of the weights after each of ``steps`` (ascending step counts)."""
     model, data, size, loss_function, optimizer = TRAININGS[name]()
+    model.to(device)
+    data = [t.to(device) for t in data]
     found = {}
     for step, (x, y) in enumerate(batches(*data, size, max(steps)), start=1):
         optimizer.zero_grad()

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import DTYPES, assert_accurate, assert_all_same_bits, assert_same_bits
+from conftest import needs_native
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spec import activations as spec
@@ -86,6 +87,7 @@ def test_create_graph_leaves_first_order_bits_alone(path, name):
     assert_same_bits(plain[0], differentiable[0])
 
 
+@needs_native
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(NAMES), st.lists(st.integers(1, 20), min_size=1, max_size=3), st.sampled_from(range(3)))
 def test_any_layout_gives_stock_s_layout_and_the_bits_of_a_contiguous_copy(name, shape, layout):

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import DTYPES, assert_accurate, assert_all_same_bits, assert_same_bits
+from conftest import needs_native
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spec import losses_classification as spec
@@ -153,6 +154,7 @@ def test_create_graph_leaves_first_order_bits_alone(path):
                 assert_same_bits(a, c)
 
 
+@needs_native
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.integers(1, 40), min_size=2, max_size=4),

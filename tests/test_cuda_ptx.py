@@ -1,91 +1,30 @@
 """What nvcc makes of the CUDA kernels: only the contract's instructions, no spills, and the bits of the CPU library."""
 
-import functools
-import tempfile
-from pathlib import Path
-
 import pytest
 import torch
-from emulator import checks, machines, ops
-from emulator.arguments import ACTIVATIONS
 from ptx import interpreter, lint, nvcc
+from ptx.compiled import CompiledKernels, InterpretedKernels, InterpretedProducts, compiled
 from ptx.memory import Fault
 from ptx.parse import parse
-from test_cuda_emulated import one_thread, runner  # noqa: F401
+from test_cuda_emulated import compiled_runner, one_thread, runner  # noqa: F401
 from test_cuda_emulated import pytestmark as needs_runner
 
-ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
-needs_nvcc = pytest.mark.skipif(nvcc.executable() is None, reason="there is no nvcc")
+needs_nvcc = [*needs_runner, pytest.mark.skipif(nvcc.executable() is None, reason="there is no nvcc")]
 
 
-@functools.cache
-def compiled(architecture):
-    with tempfile.TemporaryDirectory() as folder:
-        text, usage = nvcc.compile_to_ptx(architecture, Path(folder))
-    return parse(text), usage
+class TestSm80(CompiledKernels):
+    pytestmark = needs_nvcc
+    architecture = "sm_80"
+
+    def test_its_instructions_are_those_of_sm_90(self):
+        """So the interpreter runs them there."""
+        code = {name: kernel.code for name, kernel in self.kernels.items()}
+        assert code == {name: kernel.code for name, kernel in compiled("sm_90", self.dtype)[0].items()}
 
 
-@pytest.fixture(params=ARCHITECTURES)
-def architecture(request):
-    return request.param
-
-
-@pytest.fixture(params=[132, 1])
-def machine(request, architecture):
-    return machines.Interpreter(runner(), compiled(architecture)[0], request.param)
-
-
-@needs_nvcc
-class TestCompiledKernels:
-    pytestmark = needs_runner
-
-    def test_only_operations_of_the_contract(self, architecture):
-        kernels, _ = compiled(architecture)
-        assert len(kernels) > 30
-        assert [line for kernel in kernels.values() for line in lint.violations(kernel)] == []
-
-    def test_no_register_is_spilled(self, architecture, record_property):
-        kernels, usage = compiled(architecture)
-        assert usage.keys() == kernels.keys()
-        record_property("registers", {name: registers for name, (registers, _) in usage.items()})
-        assert {name: spilled for name, (_, spilled) in usage.items() if spilled} == {}
-
-    def test_products(self, machine):
-        for m, n, k in [(1, 1, 1), (5, 7, 257), (33, 3, 20)]:
-            checks.check_linear_forward(machine, m, n, k, special=True)
-        checks.check_matmul(machine, checks.random(2, 20, 6)[..., ::2], checks.random(2, 5, 3).mT)
-
-    def test_activations(self, architecture):
-        machine = machines.Interpreter(runner(), compiled(architecture)[0])
-        for activation in ACTIVATIONS:
-            checks.check_linear_forward(machine, 9, 20, 3, activation, special=True)
-            checks.check_linear_backward(machine, 9, 20, 3, activation)
-
-    def test_losses_and_row_operations(self, architecture):
-        machine = machines.Interpreter(runner(), compiled(architecture)[0])
-        checks.check_elementwise_loss(machine, "mse_loss", (5000,), special=True)
-        checks.check_elementwise_loss(machine, "mse_loss", (70,), weighted=True)
-        checks.check_elementwise_loss(machine, "binary_cross_entropy_with_logits", (70,), "none", special=True)
-        checks.check_elementwise_loss(machine, "binary_cross_entropy_with_logits", (70,), "sum", pos_weighted=True)
-        for columns in (10, 1100, 4200):
-            checks.check_softmax(machine, (2, columns))
-            checks.check_softmax(machine, (2, columns), logarithm=True)
-            checks.check_cross_entropy(machine, (4, columns))
-        checks.check_cross_entropy(machine, (4, 70), "sum", weighted=True, smoothing=0.1, special=True)
-        checks.check_cross_entropy(machine, (4, 70), "none", smoothing=0.1)
-        checks.check_cross_entropy(machine, (2, 7, 3), weighted=True)
-
-    def test_optimisers(self, architecture):
-        machine = machines.Interpreter(runner(), compiled(architecture)[0])
-        checks.check_sgd(machine, [1, 1030], special=True)
-        checks.check_adam(machine, [1, 1030, 7], special=True)
-        checks.check_adam(machine, [33], decoupled=True, amsgrad=True)
-
-    def test_an_access_beyond_an_array_is_noticed(self, machine):
-        put = machine.memory.put
-        machine.memory.put = lambda t: put(t[..., :-1, :]) if t is not None and t.dim() > 1 else put(t)
-        with pytest.raises(Fault, match="product_kernel.*in no array"):
-            ops.product(machine, torch.ones(3, 4), torch.ones(4, 5))
+class TestSm90(InterpretedKernels, InterpretedProducts):
+    pytestmark = needs_nvcc
+    architecture = "sm_90"
 
 
 KERNEL = """
@@ -166,7 +105,7 @@ def test_diverged_threads_meet_again():
         (STORE + "st.global.u32 [%rd3+2], %r1;", "no multiple of 4"),
         (STORE + "st.global.v2.u32 [%rd3], {%r1, %r1};", "no multiple of 8"),
         (STORE + "setp.lt.u32 %p1, %r1, 7;\n@%p1 shfl.sync.bfly.b32 %r3, %r1, 1, 31, -1;", "do not take part"),
-        ("trap;", "a requirement does not hold"),
+        ("call.uni\n__assertfail,\n(\nparam0\n);", "a requirement does not hold"),
     ],
 )
 def test_the_interpreter_refuses(body, message):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from accuracy import DTYPES, assert_all_same_bits, assert_same_bits
+from conftest import needs_native
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spec import philox as spec
@@ -99,6 +100,7 @@ def test_special_values_are_multiplied(path):
 LAYOUTS = [lambda t: t, lambda t: t.T, lambda t: t[:, ::2], lambda t: t[:1].expand(5, -1), lambda t: t[0, 0]]
 
 
+@needs_native
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from(LAYOUTS))
 def test_the_logical_index_decides_in_any_layout(m, n, layout):

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import DTYPES, assert_accurate, assert_all_same_bits, assert_same_bits
+from conftest import needs_native
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spec import losses_elementwise as spec
@@ -158,6 +159,9 @@ def test_first_and_second_derivatives_match_finite_differences(path, loss, weigh
         function = call(ours, loss, weights, reduction)
         assert torch.autograd.gradcheck(function, inputs)
         assert torch.autograd.gradgradcheck(function, inputs)
+        x, y, *rest = inputs
+        assert torch.autograd.gradgradcheck(lambda x, y=y.detach(), f=function, rest=rest: f(x, y, *rest), x)
+        assert torch.autograd.gradgradcheck(lambda y, x=x.detach(), f=function, rest=rest: f(x, y, *rest), y)
     if loss == "mse_loss" and not weights:
         inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((3, 1), (4,))]
         with pytest.warns(UserWarning):
@@ -194,6 +198,7 @@ def test_backward_twice_accumulates(path, loss):
         value.backward()
 
 
+@needs_native
 @each_loss
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 70), st.integers(0, 200), st.booleans(), st.booleans(), st.sampled_from(REDUCTIONS))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from accuracy import DTYPES, PRODUCT_TERMS, assert_accurate, assert_all_same_bits, assert_same_bits
+from conftest import needs_native
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spec import matmul as spec
@@ -86,6 +87,7 @@ LAYOUTS = {
 }
 
 
+@needs_native
 @settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from([(2, 2), (3, 2), (2, 3), (3, 3)]),
@@ -123,6 +125,8 @@ def test_first_and_second_derivatives_match_finite_differences(path, a_shape, b_
     inputs = (make(*a_shape), make(*b_shape))
     assert torch.autograd.gradcheck(matmul, inputs)
     assert torch.autograd.gradgradcheck(matmul, inputs)
+    assert torch.autograd.gradgradcheck(lambda a: matmul(a, inputs[1].detach()), inputs[:1])
+    assert torch.autograd.gradgradcheck(lambda b: matmul(inputs[0].detach(), b), inputs[1:])
     assert torch.autograd.gradcheck(lambda *t: matmul(*t).sum(), inputs)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import DTYPES, assert_accurate, assert_all_same_bits, assert_same_bits
+from conftest import needs_native
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spec import losses_classification as spec
@@ -94,6 +95,7 @@ def test_create_graph_leaves_first_order_bits_alone(path):
     assert_same_bits(plain, torch.autograd.grad(loss, x, create_graph=True)[0])
 
 
+@needs_native
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=2, max_size=4), st.booleans(), st.sampled_from(REDUCTIONS))
 def test_any_shape_and_layout_gives_the_bits_of_contiguous_copies(shape, classes_last, reduction):

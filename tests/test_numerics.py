@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accuracy import assert_all_same_bits, assert_same_bits
-from spec import activations, arithmetic, functions, optimizers, orders
+from spec import activations, arithmetic, functions, optimizers, orders, softmax
 
 from pytorch_ext import build, native
 from pytorch_ext import functional as F
@@ -168,6 +168,8 @@ def expected_hashes():
     hashes["exp_nonpositive"] = fnv(functions.exp_nonpositive(np.where(x > 0, -x, x)))
     hashes["product"] = fnv(orders.product(numbers(1, 5, 300), numbers(5000, 300, 7)))
     hashes["sum"] = fnv(np.r_[orders.sum_row(numbers(1, 5000)), orders.sum_columns(numbers(1, 1000, 5))])
+    by_row, logarithm = softmax.VALUE["softmax"], softmax.VALUE["log_softmax"]
+    hashes["softmax"] = fnv(np.r_[by_row(numbers(1, 125, 40)).reshape(-1), logarithm(numbers(1, 1, 5000))[0]])
     hashes["norm"] = fnv(optimizers.clip_grad_norm([numbers(1, 4500), numbers(4501, 500)], 1.0))
     param, state = numbers(1, 77), {}
     for _ in range(3):

@@ -66,7 +66,7 @@ class CrossEntropyFunction : public torch::autograd::Function<CrossEntropyFuncti
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                         int64_t reduction, int64_t ignore_index, double label_smoothing) {
-    const bool in_advance = reduction != at::Reduction::None && input.requires_grad() && holds_numbers(input);
+    const bool in_advance = reduction != at::Reduction::None && input.requires_grad() && computes_in_advance(input);
     at::AutoDispatchBelowADInplaceOrView below;
     auto [loss, dinput] =
         ops::cross_entropy_forward(input, target, weight, reduction, ignore_index, label_smoothing, in_advance);

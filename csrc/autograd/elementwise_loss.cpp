@@ -46,12 +46,14 @@ class ElementwiseLossBackwardFunction : public torch::autograd::Function<Element
     ctx->save_for_backward({grad, input, target, or_undefined(weight), or_undefined(pos_weight)});
     ctx->saved_data["loss"] = std::string(loss);
     ctx->saved_data["reduction"] = reduction;
+    ctx->saved_data["mask"] = mask;
     auto [dinput, dtarget] =
         ops::elementwise_loss_backward(grad, input, target, weight, pos_weight, loss, reduction, mask);
-    return {dinput, dtarget};
+    return chosen(mask, {dinput, dtarget});
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+  static variable_list backward(AutogradContext* ctx, const variable_list& chosen_grads) {
+    const auto grads = at_their_places(ctx->saved_data["mask"].to<Mask>(), chosen_grads);
     const auto loss = elementwise_loss_named(ctx->saved_data["loss"].toStringRef());
     const auto reduction = ctx->saved_data["reduction"].toInt();
     auto found = vjp_of_composition(ctx->get_saved_variables(), grads, [&](const variable_list& t) -> variable_list {
@@ -76,7 +78,8 @@ std::tuple<Tensor, Tensor> elementwise_loss_backward(const Tensor& grad, const T
     at::AutoDispatchBelowADInplaceOrView below;
     return ops::elementwise_loss_backward(grad, input, target, weight, pos_weight, loss, reduction, mask);
   }
-  auto found = ElementwiseLossBackwardFunction::apply(grad, input, target, weight, pos_weight, loss, reduction, mask);
+  auto found = at_their_places(mask, ElementwiseLossBackwardFunction::apply(grad, input, target, weight, pos_weight,
+                                                                            loss, reduction, mask));
   return {found[0], found[1]};
 }
 
@@ -84,7 +87,7 @@ class ElementwiseLossFunction : public torch::autograd::Function<ElementwiseLoss
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                         const OptionalTensor& pos_weight, std::string_view loss, int64_t reduction) {
-    const bool in_advance = reduction != at::Reduction::None && holds_numbers(input) && input.sizes() == target.sizes();
+    const bool in_advance = reduction != at::Reduction::None && computes_in_advance(input) && input.sizes() == target.sizes();
     const Mask mask = {in_advance && input.requires_grad(), in_advance && target.requires_grad()};
     at::AutoDispatchBelowADInplaceOrView below;
     auto [value, dinput, dtarget] =

@@ -20,11 +20,13 @@ class LinearBackwardFunction : public torch::autograd::Function<LinearBackwardFu
     at::AutoDispatchBelowADInplaceOrView below;
     ctx->save_for_backward({grad, input, weight, or_undefined(saved)});
     ctx->saved_data["activation"] = activation;
+    ctx->saved_data["mask"] = mask;
     auto [dx, dw, db] = ops::linear_backward(grad, input, weight, saved, activation, mask);
-    return {dx, dw, db};
+    return chosen(mask, {dx, dw, db});
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+  static variable_list backward(AutogradContext* ctx, const variable_list& chosen_grads) {
+    const auto grads = at_their_places(ctx->saved_data["mask"].to<std::array<bool, 3>>(), chosen_grads);
     auto kind = activation_named("linear", ctx->saved_data["activation"].toStringRef());
     auto found = vjp_of_composition(ctx->get_saved_variables(), grads, [&](const variable_list& t) -> variable_list {
       const Tensor &grad = t[0], &input = t[1], &weight = t[2];
@@ -44,7 +46,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad, const Ten
     at::AutoDispatchBelowADInplaceOrView below;
     return ops::linear_backward(grad, input, weight, saved, activation, mask);
   }
-  auto found = LinearBackwardFunction::apply(grad, input, weight, saved, std::string(activation), mask);
+  auto found = at_their_places(
+      mask, LinearBackwardFunction::apply(grad, input, weight, saved, std::string(activation), mask));
   return {found[0], found[1], found[2]};
 }
 

@@ -16,11 +16,13 @@ class MatmulBackwardFunction : public torch::autograd::Function<MatmulBackwardFu
                                std::array<bool, 2> mask) {
     at::AutoDispatchBelowADInplaceOrView below;
     ctx->save_for_backward({grad, input, other});
+    ctx->saved_data["mask"] = mask;
     auto [dinput, dother] = ops::matmul_backward(grad, input, other, mask);
-    return {dinput, dother};
+    return chosen(mask, {dinput, dother});
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+  static variable_list backward(AutogradContext* ctx, const variable_list& chosen_grads) {
+    const auto grads = at_their_places(ctx->saved_data["mask"].to<std::array<bool, 2>>(), chosen_grads);
     auto found = vjp_of_composition(ctx->get_saved_variables(), grads, [](const variable_list& t) -> variable_list {
       const Tensor &input = t[1], &other = t[2];
       Tensor g = t[0], A = input, B = other;
@@ -40,7 +42,7 @@ std::tuple<Tensor, Tensor> matmul_backward(const Tensor& grad, const Tensor& inp
     at::AutoDispatchBelowADInplaceOrView below;
     return ops::matmul_backward(grad, input, other, mask);
   }
-  auto found = MatmulBackwardFunction::apply(grad, input, other, mask);
+  auto found = at_their_places(mask, MatmulBackwardFunction::apply(grad, input, other, mask));
   return {found[0], found[1]};
 }
 

@@ -18,6 +18,9 @@ inline bool holds_numbers(const at::Tensor& t) {
   return !t.is_meta() && !t.key_set().has_any(abstract) && !c10::impl::dispatch_mode_enabled();
 }
 
+// Whether a forward pass may compute gradients for a gradient of 1: on a device nobody could look whether it is.
+inline bool computes_in_advance(const at::Tensor& input) { return input.is_cpu() && holds_numbers(input); }
+
 // The gradient of that name, if the forward pass left one, once: who receives it owns it.
 inline at::Tensor take(torch::autograd::AutogradContext* ctx, const char* name) {
   auto found = ctx->saved_data.find(name);

@@ -65,7 +65,7 @@ void adam_step(const AdamRule<compute_t<S>>& rule, const AdamTensor<S>* tensors,
 
 // Norm of the per-tensor norms; each is the root of a sum, by the sum rule, of squares.
 template <class S>
-compute_t<S> gradient_norm(const GradTensor<S>* tensors, int64_t count) {
+void gradient_norm(const GradTensor<S>* tensors, int64_t count, compute_t<S>* norm) {
   using T = compute_t<S>;
   int64_t total = 0;
   for (int64_t t = 0; t < count; t++) total += (tensors[t].count + SUM_SEGMENT - 1) / SUM_SEGMENT;
@@ -85,25 +85,23 @@ compute_t<S> gradient_norm(const GradTensor<S>* tensors, int64_t count) {
           });
     }
   });
-  T norm = 0;
   cpu::parallel_for(1, 1, [&](int64_t, int64_t) {  // in one thread, with IEEE arithmetic as in every task
     for (int64_t t = 0; t < count; t++)
       norms[t] = sqrt(sum_array<T>((tensors[t].count + SUM_SEGMENT - 1) / SUM_SEGMENT, segments.data() + first[t]));
-    norm = sqrt(sum_row<T>(count, [&](int64_t i, int64_t left) {
+    *norm = sqrt(sum_row<T>(count, [&](int64_t i, int64_t left) {
       auto part = load(norms.data() + i, left, T(0));
       return mul(part, part);
     }));
   });
-  return norm;
 }
 
 // g *= min(max_norm / (norm + 1e-6), 1), always: a NaN norm makes every gradient NaN, as in torch.
 template <class S>
-void clip_gradients(const GradTensor<S>* tensors, int64_t count, compute_t<S> max_norm, compute_t<S> norm) {
+void clip_gradients(const GradTensor<S>* tensors, int64_t count, compute_t<S> max_norm, const compute_t<S>* norm) {
   using T = compute_t<S>;
   using V = Vector<T>;
   for_each_range(tensors, count, 1024, [&](int64_t t, int64_t begin, int64_t end) {
-    const T factor = min(T(1), div(max_norm, add(norm, T(1e-6))));
+    const T factor = min(T(1), div(max_norm, add(*norm, T(1e-6))));
     S* grad = tensors[t].grad;
     for (int64_t i = begin; i < end; i += V::size)
       store(grad + i, mul(load(grad + i, end - i, T(0)), constant<V>(factor)), end - i);
@@ -113,8 +111,8 @@ void clip_gradients(const GradTensor<S>* tensors, int64_t count, compute_t<S> ma
 #define INSTANTIATE(S)                                                                      \
   template void sgd_step<S>(const SgdRule<compute_t<S>>&, const SgdTensor<S>*, int64_t);    \
   template void adam_step<S>(const AdamRule<compute_t<S>>&, const AdamTensor<S>*, int64_t); \
-  template compute_t<S> gradient_norm<S>(const GradTensor<S>*, int64_t);                    \
-  template void clip_gradients<S>(const GradTensor<S>*, int64_t, compute_t<S>, compute_t<S>);
+  template void gradient_norm<S>(const GradTensor<S>*, int64_t, compute_t<S>*);             \
+  template void clip_gradients<S>(const GradTensor<S>*, int64_t, compute_t<S>, const compute_t<S>*);
 PYTORCH_EXT_EACH_DTYPE(INSTANTIATE)
 
 }  // namespace pytorch_ext::PYTORCH_EXT_ISA

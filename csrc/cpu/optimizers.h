@@ -37,9 +37,9 @@ struct GradTensor {
   template <class S>                                                                                          \
   void adam_step(const AdamRule<compute_t<S>>& rule, const AdamTensor<S>* tensors, int64_t count);            \
   template <class S>                                                                                          \
-  compute_t<S> gradient_norm(const GradTensor<S>* tensors, int64_t count);                                    \
+  void gradient_norm(const GradTensor<S>* tensors, int64_t count, compute_t<S>* norm);                        \
   template <class S>                                                                                          \
-  void clip_gradients(const GradTensor<S>* tensors, int64_t count, compute_t<S> max_norm, compute_t<S> norm); \
+  void clip_gradients(const GradTensor<S>* tensors, int64_t count, compute_t<S> max_norm, const compute_t<S>* norm); \
   }
 PYTORCH_EXT_EACH_ISA(PYTORCH_EXT_DECLARE)
 #undef PYTORCH_EXT_DECLARE

@@ -30,6 +30,15 @@ struct Product {
   int64_t c_batch = 0;  // elements between C[b] and C[b + 1], and in preactivation
 };
 
+// offsets[b], b < count: the elements before matrix b of a batch of these sizes and strides, the last dimension fastest.
+struct BatchOffsets {
+  static constexpr int most_dims = 24;
+  int dims;
+  int64_t size[most_dims], stride[most_dims];
+  int64_t count;
+  int64_t* offsets;
+};
+
 #define PYTORCH_EXT_DECLARE(isa)     \
   namespace isa {                    \
   template <class S>                 \

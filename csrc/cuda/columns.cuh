@@ -1,8 +1,7 @@
 // Sums down columns in the contract's order (order.h): a block sums 32 columns over one segment of rows.
 #pragma once
 
-#include "../numerics/order.h"
-#include "launch.cuh"
+#include "rows.cuh"
 
 namespace pytorch_ext::PYTORCH_EXT_ISA {
 
@@ -47,15 +46,8 @@ struct ArrayTerm {  // of a contiguous array
   __device__ __forceinline__ T operator()(int64_t row, int64_t column) const { return x[row * columns + column]; }
 };
 
-// Elements of device memory that sum_columns() needs: the segments' sums, level by level.
-inline int64_t sum_columns_workspace(int64_t rows, int64_t columns) {
-  int64_t count = 0;
-  while (rows > SUM_SEGMENT) {
-    rows = ceil_div(rows, SUM_SEGMENT);
-    count += rows * columns;
-  }
-  return count;
-}
+// Elements of device memory that sum_columns() needs.
+inline int64_t sum_columns_workspace(int64_t rows, int64_t columns) { return segment_sums(rows) * columns; }
 
 // y (columns,): the sum of term(row, column) over any number of rows.
 template <class T, class S, class Term>

@@ -1,7 +1,7 @@
-// cross_entropy of class indices: loss and gradient in one pass over the logits.
+// cross_entropy of class indices or class probabilities: loss and gradients in one pass over the logits.
 //
 // Everything that depends on the targets is computed on the device, the number of rows that count too:
-// ClassificationLoss::counted_rows is not read. Targets out of range stop the kernel.
+// ClassificationLoss::counted_rows is not read. Class indices out of range stop the kernel.
 #pragma once
 
 #include "../cpu/cross_entropy.h"
@@ -10,10 +10,13 @@
 
 namespace pytorch_ext::PYTORCH_EXT_ISA {
 
-// What the mean divides by, and the sum of the class weights; in device memory, each written where it is wanted.
+#define CLASS_INDICES "expected class indices in [0, classes) or ignore_index"
+
+// What all rows have in common. `weight_sum`, of the class weights, is in device memory; null where it is not wanted.
 template <class T>
 struct ClassTotals {
-  T *divisor, *weight_sum;
+  MeanDivisor<T> divisor;
+  const T* weight_sum;
 };
 
 template <class S>
@@ -28,7 +31,7 @@ struct TargetWeight {  // the weight of the row's class; +0 for a row that is ig
   __device__ __forceinline__ compute_t<S> operator()(int64_t row) const {
     const int64_t t = p.indices[row];
     if (t == p.ignore_index) return 0;
-    require(t >= 0 && t < p.classes);
+    require(t >= 0 && t < p.classes, CLASS_INDICES);
     return widen(p.weight[t]);
   }
 };
@@ -75,92 +78,123 @@ struct ClassRow {
 
 // `losses`: the loss of every row, or null.
 template <class Row, class S, class L>
-__global__ void cross_entropy_kernel(ClassificationLoss<S> p, ClassTotals<compute_t<S>> totals, L* losses) {
+__global__ void class_indices_kernel(ClassificationLoss<S> p, ClassTotals<compute_t<S>> totals, L* losses) {
   using T = compute_t<S>;
   const int64_t number = own_row<Row>();
   if (number >= p.outer * p.inner) return;
   const int64_t o = number / p.inner, i = number % p.inner, target = p.indices[number];
   S* dx = p.dinput ? p.dinput + o * p.classes * p.inner + i : nullptr;
-  const bool first_thread = std::is_same_v<Row, BlockRow> ? threadIdx.x == 0 : threadIdx.x % WARP == 0;
   if (target == p.ignore_index) {
     if (dx) Row(p.classes).each([&](int, int64_t c) { dx[c * p.inner] = narrow<S>(T(0)); });
-    if (losses && first_thread) losses[number] = narrow<L>(T(0));
+    if (losses && is_first_of_row<Row>()) losses[number] = narrow<L>(T(0));
     return;
   }
-  require(target >= 0 && target < p.classes);
+  require(target >= 0 && target < p.classes, CLASS_INDICES);
   const ClassRow<Row, S> row(p, target, totals.weight_sum);
   const ExponentialRow<Row, S> e(row.row, p.input + o * p.input_outer + i, dx, p.inner);
   if (losses) {
     const T loss = row.loss(e);
-    if (first_thread) losses[number] = narrow<L>(loss);
+    if (is_first_of_row<Row>()) losses[number] = narrow<L>(loss);
   }
   if (!dx) return;
-  T scale = p.grad ? widen(p.grad[p.reduction == Reduction::none ? number : 0]) : T(1);
-  if (p.reduction == Reduction::mean) scale = div(scale, *totals.divisor);
-  const T inverse = div(T(1), e.sum);
+  const T scale = loss_scale(p.grad, p.reduction, number, totals.divisor), inverse = div(T(1), e.sum);
   row.row.each([&](int j, int64_t c) {
     dx[c * p.inner] = narrow<S>(mul(row.slope(c, mul(e.exponential(j, c), inverse)), scale));
   });
 }
 
-// ---- launchers ------------------------------------------------------------------------------------------------------
-
-template <class S>
-struct StoreReducedLoss {
-  S* loss;
-  const compute_t<S>* divisor;  // null: the sum
-  __device__ __forceinline__ void operator()(compute_t<S> sum) const {
-    *loss = narrow<S>(divisor ? div(sum, *divisor) : sum);
+template <class Row, class S, class L>
+__global__ void class_probabilities_kernel(ClassificationLoss<S> p, ClassTotals<compute_t<S>> totals, L* losses) {
+  using T = compute_t<S>;
+  const int64_t number = own_row<Row>();
+  if (number >= p.outer * p.inner) return;
+  const int64_t o = number / p.inner, i = number % p.inner, first = o * p.classes * p.inner + i;
+  const Row row(p.classes);
+  S* dx = p.dinput ? p.dinput + first : nullptr;
+  const ExponentialRow<Row, S> e(row, p.input + o * p.input_outer + i, dx, p.inner);
+  const T log_sum = log(e.sum), scale = loss_scale(p.grad, p.reduction, number, totals.divisor);
+  auto weighted = [&](int64_t c, T v) { return p.weight ? mul(widen(p.weight[c]), v) : v; };
+  auto minus_log = [&](int64_t c) { return neg(sub(e.shifted(c), log_sum)); };
+  auto q = [&](int64_t c) {
+    const T t = widen(p.probabilities[first + c * p.inner]);
+    return weighted(c, p.smoothed ? fma(t, p.kept, p.spread) : t);
+  };
+  if (losses) {
+    const T loss = row.template sum<T>([&](int, int64_t c) { return mul(q(c), minus_log(c)); });
+    if (is_first_of_row<Row>()) losses[number] = narrow<L>(loss);
   }
-};
+  if (p.dprobabilities)
+    row.each([&](int, int64_t c) {
+      const T slope = weighted(c, minus_log(c));
+      p.dprobabilities[first + c * p.inner] = narrow<S>(mul(p.smoothed ? mul(slope, p.kept) : slope, scale));
+    });
+  if (!dx) return;
+  const T total = row.template sum<T>([&](int, int64_t c) { return q(c); }), inverse = div(T(1), e.sum);
+  row.each([&](int j, int64_t c) {
+    dx[c * p.inner] = narrow<S>(mul(fma(mul(e.exponential(j, c), inverse), total, neg(q(c))), scale));
+  });
+}
+
+// ---- launchers ------------------------------------------------------------------------------------------------------
 
 constexpr int64_t CLASS_TOTALS = 2;
 
 // In elements of T, which begin where an int64_t may: the totals, the segments of a sum, the rows' losses.
 template <class S>
-int64_t cross_entropy_segments(const ClassificationLoss<S>& p) {
+int64_t class_segments(const ClassificationLoss<S>& p) {
   const int64_t rows = p.outer * p.inner;
   return sum_terms_workspace(rows < p.classes ? p.classes : rows) * (sizeof(int64_t) / sizeof(compute_t<S>));
 }
 template <class S>
 int64_t cross_entropy_workspace(const ClassificationLoss<S>& p) {
-  return CLASS_TOTALS + cross_entropy_segments(p) + p.outer * p.inner;
+  return CLASS_TOTALS + class_segments(p) + p.outer * p.inner;
 }
 
+// The totals of class indices, in `workspace`; of class probabilities the divisor is known.
 template <class S>
-cudaError_t class_totals(const ClassificationLoss<S>& p, ClassTotals<compute_t<S>> totals, compute_t<S>* segments,
+cudaError_t class_totals(const ClassificationLoss<S>& p, ClassTotals<compute_t<S>>& totals, compute_t<S>* workspace,
                          Device device) {
   using T = compute_t<S>;
   const int64_t rows = p.outer * p.inner;
+  T *divisor = workspace, *weight_sum = workspace + 1, *segments = workspace + CLASS_TOTALS;
+  totals = {{nullptr, static_cast<T>(rows)}, nullptr};
+  if (!p.indices) return cudaSuccess;
   cudaError_t error = cudaSuccess;
-  if (p.reduction == Reduction::mean && p.weight)
-    error = sum_terms<T>(TargetWeight<S>{p}, rows, StoreSum<T, T>{totals.divisor}, segments, device);
-  else if (p.reduction == Reduction::mean)
-    error = sum_terms<int64_t>(TargetCounts<S>{p}, rows, StoreSum<int64_t, T>{totals.divisor},
-                               reinterpret_cast<int64_t*>(segments), device);
+  if (p.reduction == Reduction::mean) {
+    totals.divisor.computed = divisor;
+    if (p.weight)
+      error = sum_terms<T>(TargetWeight<S>{p}, rows, StoreSum<T, T>{divisor}, segments, device);
+    else
+      error = sum_terms<int64_t>(TargetCounts<S>{p}, rows, StoreSum<int64_t, T>{divisor},
+                                 reinterpret_cast<int64_t*>(segments), device);
+  }
   if (error != cudaSuccess || !p.weight || !p.smoothed) return error;
-  return sum_terms<T>(ArrayElement<S>{p.weight}, p.classes, StoreSum<T, T>{totals.weight_sum}, segments, device);
+  totals.weight_sum = weight_sum;
+  return sum_terms<T>(ArrayElement<S>{p.weight}, p.classes, StoreSum<T, T>{weight_sum}, segments, device);
 }
 
 template <class S>
 cudaError_t cross_entropy(const ClassificationLoss<S>& p, compute_t<S>* workspace, Device device) {
   using T = compute_t<S>;
-  if (!p.indices) return cudaErrorInvalidValue;  // class probabilities
   const int64_t rows = p.outer * p.inner;
-  const ClassTotals<T> totals{workspace, workspace + 1};
-  T *segments = workspace + CLASS_TOTALS, *losses = segments + cross_entropy_segments(p);
-  cudaError_t error = class_totals(p, totals, segments, device);
+  ClassTotals<T> totals;
+  cudaError_t error = class_totals(p, totals, workspace, device);
   if (error != cudaSuccess) return error;
   auto launch_to = [&](auto* to) {
     using L = std::remove_pointer_t<decltype(to)>;
-    return launch_rows<T>(cross_entropy_kernel<WarpRow<HELD_COLUMNS>, S, L>, cross_entropy_kernel<WarpRow<0>, S, L>,
-                          cross_entropy_kernel<BlockRow, S, L>, rows, p.classes, device, p, totals, to);
+    if (p.indices)
+      return launch_rows<T>(class_indices_kernel<WarpRow<HELD_COLUMNS>, S, L>, class_indices_kernel<WarpRow<0>, S, L>,
+                            class_indices_kernel<BlockRow, S, L>, rows, p.classes, device, p, totals, to);
+    return launch_rows<T>(class_probabilities_kernel<WarpRow<HELD_COLUMNS>, S, L>,
+                          class_probabilities_kernel<WarpRow<0>, S, L>, class_probabilities_kernel<BlockRow, S, L>,
+                          rows, p.classes, device, p, totals, to);
   };
   if (!p.loss || p.reduction == Reduction::none) return launch_to(p.loss);
+  T *segments = workspace + CLASS_TOTALS, *losses = segments + class_segments(p);
   error = launch_to(losses);
   if (error != cudaSuccess) return error;
-  const T* divisor = p.reduction == Reduction::mean ? totals.divisor : nullptr;
-  return sum_terms<T>(ArrayElement<T>{losses}, rows, StoreReducedLoss<S>{p.loss, divisor}, segments, device);
+  return sum_terms<T>(ArrayElement<T>{losses}, rows, StoreLoss<S>{p.loss, p.reduction, totals.divisor}, segments,
+                      device);
 }
 
 }  // namespace pytorch_ext::PYTORCH_EXT_ISA

@@ -7,43 +7,29 @@
 
 namespace pytorch_ext::PYTORCH_EXT_ISA {
 
-// Element i: its gradients are written, its value returned. `divisor`: null where the mean divides by the count.
+// Element i: its gradients are written, its value returned.
 template <class Loss, class S>
 struct LossTerm {
   using T = compute_t<S>;
   ElementwiseLossArrays<S> p;
-  const T* divisor;
+  MeanDivisor<T> divisor;
 
-  __device__ __forceinline__ T mean_divisor() const { return divisor ? *divisor : static_cast<T>(p.count); }
-  __device__ __forceinline__ T scale(int64_t i) const {
-    T s = p.grad ? widen(p.grad[p.reduction == Reduction::none ? i : 0]) : T(1);
-    return p.reduction == Reduction::mean ? div(s, mean_divisor()) : s;
-  }
   __device__ __forceinline__ T operator()(int64_t i) const {
     const T x = widen(p.input[i]), y = widen(p.target[i]), pos_weight = p.pos_weight ? widen(p.pos_weight[i]) : T(1);
     auto weighted = [&](T v) { return p.weight ? mul(v, widen(p.weight[i])) : v; };
-    if (p.dinput) p.dinput[i] = narrow<S>(mul(weighted(Loss::input_slope(x, y, pos_weight)), scale(i)));
-    if (p.dtarget) p.dtarget[i] = narrow<S>(mul(weighted(Loss::target_slope(x, y, pos_weight)), scale(i)));
-    return p.value ? weighted(Loss::value(x, y, pos_weight)) : T(0);
+    if (p.dinput || p.dtarget) {
+      const T scale = loss_scale(p.grad, p.reduction, i, divisor);
+      if (p.dinput) p.dinput[i] = narrow<S>(mul(weighted(Loss::input_slope(x, y, pos_weight)), scale));
+      if (p.dtarget) p.dtarget[i] = narrow<S>(mul(weighted(Loss::target_slope(x, y, pos_weight)), scale));
+    }
+    if (!p.value) return T(0);
+    if constexpr (Loss::of_probabilities) {
+      auto is_probability = [](T v) { return less_equal(T(0), v) && less_equal(v, T(1)); };
+      require(is_probability(x) && is_probability(y), "binary_cross_entropy: expected input and target in [0, 1]");
+    }
+    return weighted(Loss::value(x, y, pos_weight));
   }
 };
-
-template <class Loss, class S>
-struct StoreLoss {
-  LossTerm<Loss, S> term;
-  __device__ __forceinline__ void operator()(compute_t<S> sum) const {
-    *term.p.value = narrow<S>(term.p.reduction == Reduction::mean ? div(sum, term.mean_divisor()) : sum);
-  }
-};
-
-// Without a sum: the values, where wanted, are results of their own.
-template <class Loss, class S>
-__global__ void __launch_bounds__(SEGMENT_THREADS) loss_elements_kernel(LossTerm<Loss, S> term) {
-  for (int64_t i = global_thread(); i < term.p.count; i += global_threads()) {
-    const auto value = term(i);
-    if (term.p.value) term.p.value[i] = narrow<S>(value);
-  }
-}
 
 template <class S>
 int64_t elementwise_loss_workspace(const ElementwiseLossArrays<S>& p) {
@@ -51,32 +37,26 @@ int64_t elementwise_loss_workspace(const ElementwiseLossArrays<S>& p) {
   return 1 + sum_terms_workspace(longest);  // the mean's divisor, then the segments
 }
 
-template <class Loss, class S>
-cudaError_t elementwise_loss_of(const ElementwiseLossArrays<S>& p, compute_t<S>* workspace, Device device) {
-  using T = compute_t<S>;
-  T *divisor = nullptr, *segments = workspace + 1;
-  cudaError_t error = cudaSuccess;
-  if (p.mean_weight && p.reduction == Reduction::mean) {
-    divisor = workspace;
-    error =
-        sum_terms<T>(ArrayElement<S>{p.mean_weight}, p.mean_weight_count, StoreSum<T, T>{divisor}, segments, device);
-    if (error != cudaSuccess) return error;
-  }
-  const LossTerm<Loss, S> term{p, divisor};
-  if (p.reduction != Reduction::none && p.value)
-    return sum_terms<T>(term, p.count, StoreLoss<Loss, S>{term}, segments, device);
-  const int64_t most = int64_t(64) * device.multiprocessors;
-  return launch(loss_elements_kernel<Loss, S>, smaller(ceil_div(p.count, SEGMENT_THREADS), most), SEGMENT_THREADS, 0,
-                device, term);
-}
-
-// mse_loss and binary_cross_entropy_with_logits; cudaErrorInvalidValue for the loss of probabilities.
+// Where the loss is one of probabilities and its value is wanted, an input or a target that lies outside [0, 1] or is
+// NaN stops the kernel.
 template <class S>
 cudaError_t elementwise_loss(const ElementwiseLossArrays<S>& p, compute_t<S>* workspace, Device device) {
-  cudaError_t error = cudaErrorInvalidValue;
+  using T = compute_t<S>;
+  MeanDivisor<T> divisor{nullptr, static_cast<T>(p.count)};
+  T* segments = workspace + 1;
+  cudaError_t error = cudaSuccess;
+  if (p.mean_weight && p.reduction == Reduction::mean) {
+    divisor.computed = workspace;
+    error =
+        sum_terms<T>(ArrayElement<S>{p.mean_weight}, p.mean_weight_count, StoreSum<T, T>{workspace}, segments, device);
+    if (error != cudaSuccess) return error;
+  }
   with_elementwise_loss(p.loss, p.pos_weight != nullptr, [&](auto loss) {
-    using Loss = decltype(loss);
-    if constexpr (!Loss::of_probabilities) error = elementwise_loss_of<Loss>(p, workspace, device);
+    const LossTerm<decltype(loss), S> term{p, divisor};
+    if (p.reduction != Reduction::none && p.value)
+      error = sum_terms<T>(term, p.count, StoreLoss<S>{p.value, p.reduction, divisor}, segments, device);
+    else
+      error = each_term(term, p.count, p.value, device);
   });
   return error;
 }

@@ -37,9 +37,14 @@ __device__ __forceinline__ T* dynamic_shared() {
 #endif
 }
 
-// Ends the launch with an error unless `condition` holds.
-__device__ __forceinline__ void require(bool condition) {
-  if (!condition) __trap();
+// Ends the launch as a failed assert does, with the text on stderr, unless `condition` holds.
+__device__ __forceinline__ void require(bool condition, const char* expectation) {
+  if (condition) return;
+#if defined(__CUDACC__)
+  __assert_fail(expectation, "pytorch_ext", __LINE__, "");
+#else
+  simt::fail(expectation);
+#endif
 }
 
 // Where a launcher launches, and for how many multiprocessors it divides its work: the caller knows the device.

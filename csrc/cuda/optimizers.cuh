@@ -1,8 +1,8 @@
-// Optimiser updates over a list of tensors: one launch for as many as fit a kernel's arguments.
+// Optimiser updates and gradient clipping over a list of tensors: one launch for as many as fit a kernel's arguments.
 #pragma once
 
 #include "../cpu/optimizers.h"
-#include "launch.cuh"
+#include "reduce.cuh"
 
 namespace pytorch_ext::PYTORCH_EXT_ISA {
 
@@ -17,9 +17,9 @@ struct TensorPart {
   Tensor tensors[most];
 };
 
-// Calls f(tensor, i) for the elements of this thread.
-template <class Tensor, class F>
-__device__ __forceinline__ void each_element(const TensorPart<Tensor>& part, F&& f) {
+// The number of this block's tensor. One without elements has no block.
+template <class Tensor>
+__device__ __forceinline__ int own_tensor(const TensorPart<Tensor>& part) {
   const int block = blockIdx.x;
   int low = 0, high = part.count;  // the tensor is in [low, high)
   while (high - low > 1) {
@@ -29,8 +29,15 @@ __device__ __forceinline__ void each_element(const TensorPart<Tensor>& part, F&&
     else
       high = middle;
   }
-  const Tensor& tensor = part.tensors[low];
-  const int64_t begin = static_cast<int64_t>(block - part.first_block[low]) * UPDATES_PER_BLOCK + threadIdx.x;
+  return low;
+}
+
+// Calls f(tensor, i) for the elements of this thread.
+template <class Tensor, class F>
+__device__ __forceinline__ void each_element(const TensorPart<Tensor>& part, F&& f) {
+  const int t = own_tensor(part), block = blockIdx.x;
+  const Tensor& tensor = part.tensors[t];
+  const int64_t begin = static_cast<int64_t>(block - part.first_block[t]) * UPDATES_PER_BLOCK + threadIdx.x;
 #pragma unroll
   for (int j = 0; j < UPDATES_PER_THREAD; j++)
     if (begin + j * UPDATE_THREADS < tensor.count) f(tensor, begin + j * UPDATE_THREADS);
@@ -41,7 +48,9 @@ __global__ void __launch_bounds__(UPDATE_THREADS)
     sgd_step_kernel(SgdRule<compute_t<S>> rule, TensorPart<SgdTensor<S>> part) {
   each_element(part, [&](const SgdTensor<S>& x, int64_t i) {
     auto param = widen(x.param[i]), buffer = x.buffer && !x.first ? widen(x.buffer[i]) : compute_t<S>(0);
-    sgd_update(rule, param, widen(x.grad[i]), x.buffer ? &buffer : nullptr, x.first);
+    auto update = [&](compute_t<S>* b) { sgd_update(rule, param, widen(x.grad[i]), b, x.first); };
+    // Not one call with a pointer that may be null: that would put the buffer into local memory.
+    x.buffer ? update(&buffer) : update(nullptr);
     x.param[i] = narrow<S>(param);
     if (x.buffer) x.buffer[i] = narrow<S>(buffer);
   });
@@ -53,8 +62,10 @@ __global__ void __launch_bounds__(UPDATE_THREADS)
   each_element(part, [&](const AdamTensor<S>& x, int64_t i) {
     auto param = widen(x.param[i]), m = widen(x.exp_avg[i]), v = widen(x.exp_avg_sq[i]);
     auto v_max = x.max_exp_avg_sq ? widen(x.max_exp_avg_sq[i]) : compute_t<S>(0);
-    adam_update(rule, x.negative_step_size, x.scale, param, widen(x.grad[i]), m, v,
-                x.max_exp_avg_sq ? &v_max : nullptr);
+    auto update = [&](compute_t<S>* largest) {
+      adam_update(rule, x.negative_step_size, x.scale, param, widen(x.grad[i]), m, v, largest);
+    };
+    x.max_exp_avg_sq ? update(&v_max) : update(nullptr);  // two calls, as above
     x.param[i] = narrow<S>(param);
     x.exp_avg[i] = narrow<S>(m);
     x.exp_avg_sq[i] = narrow<S>(v);
@@ -62,30 +73,80 @@ __global__ void __launch_bounds__(UPDATE_THREADS)
   });
 }
 
+// segments[b]: the sum of squares of block b's segment of the gradients.
+template <class S>
+__global__ void __launch_bounds__(SEGMENT_THREADS)
+    square_sums_kernel(TensorPart<GradTensor<S>> part, compute_t<S>* segments) {
+  using T = compute_t<S>;
+  const int t = own_tensor(part), block = blockIdx.x;
+  const GradTensor<S> tensor = part.tensors[t];
+  const int64_t begin = static_cast<int64_t>(block - part.first_block[t]) * SUM_SEGMENT;
+  const T sum = sum_segment_of_block<T>(smaller<int64_t>(tensor.count - begin, SUM_SEGMENT), [&](int i) {
+    const T g = widen(tensor.grad[begin + i]);
+    return mul(g, g);
+  });
+  if (threadIdx.x == 0) segments[block] = sum;
+}
+
+// norms[t]: the root of the sum of tensor t's segments, one tensor per block. (For more than four blocks on a
+// multiprocessor ptxas spills a register.)
+template <class S>
+__global__ void __launch_bounds__(BLOCK_ROW_THREADS, 4)
+    tensor_norms_kernel(TensorPart<GradTensor<S>> part, const compute_t<S>* segments, compute_t<S>* norms) {
+  using T = compute_t<S>;
+  const int t = blockIdx.x, first = part.first_block[t];
+  const T* own = segments + first;
+  const T sum = BlockRow(part.first_block[t + 1] - first).template sum<T>([=](int, int64_t s) { return own[s]; });
+  if (threadIdx.x == 0) norms[t] = sqrt(sum);
+}
+
+template <class T>
+struct ClipRule {
+  T max_norm;
+  const T* norm;
+};
+
+// g *= min(max_norm / (norm + 1e-6), 1), always: a NaN norm makes every gradient NaN, as in torch.
+template <class S>
+__global__ void __launch_bounds__(UPDATE_THREADS)
+    clip_gradients_kernel(ClipRule<compute_t<S>> rule, TensorPart<GradTensor<S>> part) {
+  using T = compute_t<S>;
+  const T factor = min(T(1), div(rule.max_norm, add(*rule.norm, T(1e-6))));
+  each_element(part, [&](const GradTensor<S>& x, int64_t i) { x.grad[i] = narrow<S>(mul(widen(x.grad[i]), factor)); });
+}
+
 // ---- launchers ------------------------------------------------------------------------------------------------------
 
-// Launches kernel(rule, part) for part after part of `tensors`, which lie in host memory.
-template <class Rule, class Tensor>
-cudaError_t update_in_parts(void (*kernel)(Rule, TensorPart<Tensor>), const Rule& rule, const Tensor* tensors,
-                            int64_t count, Device device) {
+// Calls run(part, blocks, first) for part after part of `tensors`, which lie in host memory: `blocks` of `unit`
+// elements each, and the number of the part's first tensor.
+template <class Tensor, class Run>
+cudaError_t in_parts(const Tensor* tensors, int64_t count, int64_t unit, Run&& run) {
   for (int64_t t = 0; t < count;) {
     TensorPart<Tensor> part{};
+    const int64_t first = t;
     int64_t blocks = 0;
     for (; t < count && part.count < TensorPart<Tensor>::most; t++) {
-      const int64_t more = ceil_div(tensors[t].count, UPDATES_PER_BLOCK);
-      if (more == 0) continue;
+      const int64_t more = ceil_div(tensors[t].count, unit);
       if (blocks + more > INT32_MAX) {
         if (part.count == 0) return cudaErrorInvalidConfiguration;
         break;
       }
-      part.tensors[part.count] = tensors[t];
-      part.first_block[part.count++] = static_cast<int>(blocks);
+      part.tensors[part.count++] = tensors[t];
       blocks += more;
+      part.first_block[part.count] = static_cast<int>(blocks);
     }
-    const cudaError_t error = launch(kernel, blocks, UPDATE_THREADS, 0, device, rule, part);
+    const cudaError_t error = run(part, blocks, first);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
+}
+
+template <class Rule, class Tensor>
+cudaError_t update_in_parts(void (*kernel)(Rule, TensorPart<Tensor>), const Rule& rule, const Tensor* tensors,
+                            int64_t count, Device device) {
+  return in_parts(tensors, count, UPDATES_PER_BLOCK, [&](const auto& part, int64_t blocks, int64_t) {
+    return launch(kernel, blocks, UPDATE_THREADS, 0, device, rule, part);
+  });
 }
 
 template <class S>
@@ -96,6 +157,59 @@ cudaError_t sgd_step(const SgdRule<compute_t<S>>& rule, const SgdTensor<S>* tens
 template <class S>
 cudaError_t adam_step(const AdamRule<compute_t<S>>& rule, const AdamTensor<S>* tensors, int64_t count, Device device) {
   return update_in_parts(adam_step_kernel<S>, rule, tensors, count, device);
+}
+
+// ---- clipping -------------------------------------------------------------------------------------------------------
+
+template <class S>
+int64_t count_segments(const GradTensor<S>* tensors, int64_t count) {
+  int64_t segments = 0;
+  for (int64_t t = 0; t < count; t++) segments += ceil_div(tensors[t].count, SUM_SEGMENT);
+  return segments;
+}
+
+// Elements of device memory that gradient_norm() needs: the tensors' norms, the segments of their sum, the tensors'
+// segments.
+template <class S>
+int64_t gradient_norm_workspace(const GradTensor<S>* tensors, int64_t count) {
+  return count + sum_terms_workspace(count) + count_segments(tensors, count);
+}
+
+template <class T>
+struct SquareOf {
+  const T* x;
+  __device__ __forceinline__ T operator()(int64_t i) const { return mul(x[i], x[i]); }
+};
+
+template <class T>
+struct StoreRoot {
+  T* y;
+  __device__ __forceinline__ void operator()(T sum) const { *y = sqrt(sum); }
+};
+
+// *norm, in device memory: norm of the per-tensor norms; each is the root of a sum, by the sum rule, of squares.
+template <class S>
+cudaError_t gradient_norm(const GradTensor<S>* tensors, int64_t count, compute_t<S>* norm, compute_t<S>* workspace,
+                          Device device) {
+  using T = compute_t<S>;
+  T *norms = workspace, *of_norms = norms + count, *segments = of_norms + sum_terms_workspace(count);
+  const cudaError_t error = in_parts(tensors, count, SUM_SEGMENT, [&](const auto& part, int64_t blocks, int64_t first) {
+    const cudaError_t failed = launch(square_sums_kernel<S>, blocks, SEGMENT_THREADS, 0, device, part, segments);
+    if (failed != cudaSuccess) return failed;
+    const T* sums = segments;
+    segments += blocks;
+    return launch(tensor_norms_kernel<S>, part.count, BLOCK_ROW_THREADS, block_row_bytes<T>(blocks), device, part, sums,
+                  norms + first);
+  });
+  if (error != cudaSuccess) return error;
+  return sum_terms<T>(SquareOf<T>{norms}, count, StoreRoot<T>{norm}, of_norms, device);
+}
+
+// `norm`: in device memory, as gradient_norm() leaves it.
+template <class S>
+cudaError_t clip_gradients(const GradTensor<S>* tensors, int64_t count, compute_t<S> max_norm, const compute_t<S>* norm,
+                           Device device) {
+  return update_in_parts(clip_gradients_kernel<S>, ClipRule<compute_t<S>>{max_norm, norm}, tensors, count, device);
 }
 
 }  // namespace pytorch_ext::PYTORCH_EXT_ISA

@@ -7,7 +7,7 @@
 #include "../cpu/product.h"
 #include "../numerics/activations.h"
 #include "../numerics/order.h"
-#include "launch.cuh"
+#include "batch_offsets.cuh"
 
 namespace pytorch_ext::PYTORCH_EXT_ISA {
 

@@ -1,4 +1,4 @@
-// Sums of whole arrays by the sum rule (order.h): a block per segment, then one warp over the segments' sums.
+// Sums of whole arrays by the sum rule (order.h): a block per segment, level after level.
 #pragma once
 
 #include "rows.cuh"
@@ -7,38 +7,57 @@ namespace pytorch_ext::PYTORCH_EXT_ISA {
 
 constexpr int SEGMENT_THREADS = 256;
 
-// segments[b] for block b: the sum of the terms of segment b. term(i) is asked for every element once, by one thread;
-// all threads of the block compute terms, since a lane's chain of 64 adds leaves only one warp with work.
+// Sum of n <= 4096 terms by a block, on the threads of its first warp. term(i) is asked for every i < n once, by one
+// thread; all threads compute terms, since a lane's chain of 64 adds leaves only one warp with work.
 template <class T, class Term>
-__global__ void __launch_bounds__(SEGMENT_THREADS) sum_segments_kernel(Term term, int64_t n, T* segments) {
+__device__ __forceinline__ T sum_segment_of_block(int64_t n, Term&& term) {
   __shared__ T terms[SUM_SEGMENT];
-  const int64_t begin = static_cast<int64_t>(blockIdx.x) * SUM_SEGMENT;
-  const int length = static_cast<int>(smaller<int64_t>(n - begin, SUM_SEGMENT));
-  for (int i = threadIdx.x; i < length; i += SEGMENT_THREADS) terms[i] = term(begin + i);
+  for (int i = threadIdx.x; i < n; i += SEGMENT_THREADS) terms[i] = term(i);
   __syncthreads();
-  if (threadIdx.x >= WARP) return;
-  const T sum = sum_segment<T>(length, [&](int i) { return terms[i]; });
-  if (threadIdx.x == 0) segments[blockIdx.x] = sum;
+  return threadIdx.x < WARP ? sum_segment<T>(n, [&](int i) { return terms[i]; }) : T(0);
 }
 
-// finish(sum) by one thread, for the sum of `count` segments.
-template <class T, class Finish>
-__global__ void __launch_bounds__(WARP) fold_segments_kernel(int64_t count, T* segments, Finish finish) {
-  const T sum = count ? sum_array_in_place(count, segments) : T(0);
-  if (threadIdx.x == 0) finish(sum);
+// The sum of each block's segment of the terms: into `segments`, or to finish(sum) where it is the only one.
+template <class T, class Term, class Finish>
+__global__ void __launch_bounds__(SEGMENT_THREADS) sum_terms_kernel(Term term, int64_t n, T* segments, Finish finish) {
+  const int64_t begin = static_cast<int64_t>(blockIdx.x) * SUM_SEGMENT;
+  const T sum =
+      sum_segment_of_block<T>(smaller<int64_t>(n - begin, SUM_SEGMENT), [&](int i) { return term(begin + i); });
+  if (threadIdx.x != 0) return;
+  if (gridDim.x == 1)
+    finish(sum);
+  else
+    segments[blockIdx.x] = sum;
 }
 
 // Elements of device memory that sum_terms() needs.
-inline int64_t sum_terms_workspace(int64_t n) { return ceil_div(n, SUM_SEGMENT); }
+inline int64_t sum_terms_workspace(int64_t n) { return segment_sums(n); }
 
 // Calls finish on the device with the sum of term(i) over i < n.
 template <class T, class Term, class Finish>
 cudaError_t sum_terms(Term term, int64_t n, Finish finish, T* workspace, Device device) {
-  const int64_t segments = ceil_div(n, SUM_SEGMENT);
+  const int64_t segments = segments_of(n);
   const cudaError_t error =
-      launch(sum_segments_kernel<T, Term>, segments, SEGMENT_THREADS, 0, device, term, n, workspace);
-  if (error != cudaSuccess) return error;
-  return launch(fold_segments_kernel<T, Finish>, 1, WARP, 0, device, segments, workspace, finish);
+      launch(sum_terms_kernel<T, Term, Finish>, segments, SEGMENT_THREADS, 0, device, term, n, workspace, finish);
+  if (error != cudaSuccess || segments == 1) return error;
+  return sum_terms<T>(SegmentSum<T>{workspace}, segments, finish, workspace + segments, device);
+}
+
+// Without a sum: term(i) for every i < n, into `values` where they are wanted. (For more than four blocks on a
+// multiprocessor ptxas spills a register.)
+template <class S, class Term>
+__global__ void __launch_bounds__(SEGMENT_THREADS, 4) each_term_kernel(Term term, int64_t n, S* values) {
+  for (int64_t i = global_thread(); i < n; i += global_threads()) {
+    const auto value = term(i);
+    if (values) values[i] = narrow<S>(value);
+  }
+}
+
+template <class S, class Term>
+cudaError_t each_term(Term term, int64_t n, S* values, Device device) {
+  const int64_t most = int64_t(64) * device.multiprocessors;
+  return launch(each_term_kernel<S, Term>, smaller(ceil_div(n, SEGMENT_THREADS), most), SEGMENT_THREADS, 0, device,
+                term, n, values);
 }
 
 // ---- what a sum may be of, and what may become of it ----------------------------------------------------------------
@@ -54,5 +73,33 @@ struct StoreSum {
   T* y;
   __device__ __forceinline__ void operator()(Sum sum) const { *y = static_cast<T>(sum); }
 };
+
+// What a mean divides by: a number in device memory, or where that is null one that the host knows.
+template <class T>
+struct MeanDivisor {
+  const T* computed;
+  T known;
+  __device__ __forceinline__ T operator()() const { return computed ? *computed : known; }
+};
+
+// A loss over all elements: their sum, or their mean.
+template <class S>
+struct StoreLoss {
+  S* loss;
+  Reduction reduction;
+  MeanDivisor<compute_t<S>> divisor;
+  __device__ __forceinline__ void operator()(compute_t<S> sum) const {
+    *loss = narrow<S>(reduction == Reduction::mean ? div(sum, divisor()) : sum);
+  }
+};
+
+// The factor of element i's gradient. `grad`: one number, with Reduction::none one per element; null: 1.
+template <class S>
+__device__ __forceinline__ compute_t<S> loss_scale(const S* grad, Reduction reduction, int64_t i,
+                                                   MeanDivisor<compute_t<S>> divisor) {
+  using T = compute_t<S>;
+  const T scale = grad ? widen(grad[reduction == Reduction::none ? i : 0]) : T(1);
+  return reduction == Reduction::mean ? div(scale, divisor()) : scale;
+}
 
 }  // namespace pytorch_ext::PYTORCH_EXT_ISA

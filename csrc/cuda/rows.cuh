@@ -11,6 +11,22 @@ static_assert(SUM_LANES == 2 * WARP);
 
 INLINE_HD int64_t add(int64_t a, int64_t b) { return a + b; }  // counts
 
+// How many sums of segments come before the sum of so many elements: those of every level.
+inline int64_t segment_sums(int64_t elements) {
+  int64_t count = 0;
+  while (elements > SUM_SEGMENT) {
+    elements = ceil_div(elements, SUM_SEGMENT);
+    count += elements;
+  }
+  return count;
+}
+
+template <class T>
+struct SegmentSum {  // the s-th of a level, as a term of the next one
+  const T* sums;
+  __device__ __forceinline__ T operator()(int64_t s) const { return sums[s]; }
+};
+
 // What the 32 lower lanes hold becomes the sum of all, on every thread.
 template <class T>
 __device__ __forceinline__ T fold_lanes(T low, T high) {
@@ -61,12 +77,12 @@ __device__ __forceinline__ T largest_of_warp(T x) {
 
 // ---- a row's threads ------------------------------------------------------------------------------------------------
 //
-//   each(f), largest(f), sum(f)  over the columns: f(j, c) is called for column c by the thread that has it; the
-//   results of
-//                                largest and sum are known to all threads
-//   held                         how many columns a thread has at most, where it may keep them in registers: column c
-//   is
-//                                then its j-th in every call, and j a constant; else 0
+//   each(f), largest(f), sum(f)
+//       over the columns: f(j, c) is called for column c by the thread that has it; the results of largest and sum are
+//       known to all threads
+//   held
+//       how many columns a thread has at most, where it may keep them in registers: column c is then its j-th in every
+//       call, and j a constant; else 0
 
 constexpr int ROWS_PER_BLOCK = 4, BLOCK_ROW_THREADS = 256, HELD_COLUMNS = 32;
 constexpr int64_t HELD_ROW = HELD_COLUMNS * WARP;
@@ -111,8 +127,17 @@ struct WarpRow {
   }
 };
 
-// A block for a row of more than 4096 columns, a warp for each of its segments. Dynamic shared memory holds the
-// segments' sums.
+// A block for a row of more than 4096 columns, a warp for each of its segments. Dynamic shared memory, of
+// block_row_bytes(), holds the sums of segments: as many as are a segment themselves, and the sums of those groups.
+constexpr int64_t MOST_SHARED_BYTES = 48 << 10;
+
+INLINE_HD int64_t segments_of(int64_t elements) { return elements > SUM_SEGMENT ? ceil_div(elements, SUM_SEGMENT) : 1; }
+template <class T>
+int64_t block_row_bytes(int64_t columns) {
+  const int64_t segments = segments_of(columns);
+  return (segments_of(segments) + smaller<int64_t>(segments, SUM_SEGMENT)) * sizeof(T);
+}
+
 struct BlockRow {
   static constexpr int held = 0;
   static constexpr int warps = BLOCK_ROW_THREADS / WARP;
@@ -140,30 +165,40 @@ struct BlockRow {
   }
   template <class T, class Term>
   __device__ __forceinline__ T sum(Term&& term) const {
-    T* segments = dynamic_shared<T>();
-    const int64_t count = ceil_div(columns, SUM_SEGMENT);
-    __syncthreads();  // the sum of an earlier call was read
-    for (int64_t s = threadIdx.x / WARP; s < count; s += warps) {
-      const int64_t begin = s * SUM_SEGMENT;
-      const T sum =
-          sum_segment<T>(smaller<int64_t>(columns - begin, SUM_SEGMENT), [&](int i) { return term(0, begin + i); });
-      if (threadIdx.x % WARP == 0) segments[s] = sum;
+    const int64_t segments = ceil_div(columns, SUM_SEGMENT), groups = segments_of(segments);
+    T *of_groups = dynamic_shared<T>(), *of_segments = of_groups + groups;
+    for (int64_t g = 0; g < groups; g++) {
+      const int64_t first = g * SUM_SEGMENT, count = smaller<int64_t>(segments - first, SUM_SEGMENT);
+      __syncthreads();  // the sums of an earlier call or group were read
+      for (int64_t s = threadIdx.x / WARP; s < count; s += warps) {
+        const int64_t begin = (first + s) * SUM_SEGMENT;
+        const T sum =
+            sum_segment<T>(smaller<int64_t>(columns - begin, SUM_SEGMENT), [&](int i) { return term(0, begin + i); });
+        if (threadIdx.x % WARP == 0) of_segments[s] = sum;
+      }
+      __syncthreads();
+      if (threadIdx.x >= WARP) continue;
+      const T sum = sum_segment<T>(count, [&](int s) { return of_segments[s]; });
+      if (threadIdx.x == 0) of_groups[g] = sum;
     }
     __syncthreads();
-    if (threadIdx.x < WARP) sum_array_in_place(count, segments);
+    if (threadIdx.x < WARP) sum_array_in_place(groups, of_groups);
     __syncthreads();
-    return *segments;
+    return *of_groups;
   }
 };
 
 // Launches kernel<Row>(arguments...) with the threads that rows of this length want. A kernel asks own_row() for its
 // row.
-constexpr int64_t MOST_SHARED_BYTES = 48 << 10;
-
 template <class Row>
 __device__ __forceinline__ int64_t own_row() {
   return std::is_same_v<Row, BlockRow> ? blockIdx.x
                                        : static_cast<int64_t>(blockIdx.x) * ROWS_PER_BLOCK + threadIdx.x / WARP;
+}
+
+template <class Row>
+__device__ __forceinline__ bool is_first_of_row() {
+  return threadIdx.x % (std::is_same_v<Row, BlockRow> ? BLOCK_ROW_THREADS : WARP) == 0;
 }
 
 template <class T, class... Parameters, class... Arguments>
@@ -172,8 +207,8 @@ cudaError_t launch_rows(void (*held)(Parameters...), void (*warp)(Parameters...)
   if (columns <= SUM_SEGMENT)
     return launch(columns <= HELD_ROW ? held : warp, ceil_div(rows, ROWS_PER_BLOCK), ROWS_PER_BLOCK * WARP, 0, device,
                   arguments...);
-  const int64_t shared_bytes = ceil_div(columns, SUM_SEGMENT) * sizeof(T);
-  if (shared_bytes > MOST_SHARED_BYTES) return cudaErrorInvalidConfiguration;  // 50 million columns and more
+  const int64_t shared_bytes = block_row_bytes<T>(columns);
+  if (shared_bytes > MOST_SHARED_BYTES) return cudaErrorInvalidConfiguration;  // above 3e10 columns
   return launch(block, rows, BLOCK_ROW_THREADS, shared_bytes, device, arguments...);
 }
 

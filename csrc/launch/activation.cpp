@@ -2,17 +2,16 @@
 #include "../cpu/activation.h"
 
 #include <ATen/ops/empty_like.h>
-#include <torch/library.h>
 
 #include "activation_names.h"
 #include "covers.h"
 #include "huge_pages.h"
-#include "tensors.h"
+#include "kernel.h"
 
 namespace pytorch_ext {
 
 bool covers_activation(const Tensor& input, std::string_view kind) {
-  return input.is_cpu() && is_kernel_dtype(input.scalar_type()) && find_activation(kind);
+  return has_kernels(input) && is_kernel_dtype(input.scalar_type()) && find_activation(kind);
 }
 
 namespace {
@@ -24,7 +23,7 @@ Tensor activation_forward(const Tensor& input, std::string_view name) {
   const Activation kind = activation_named("activation", name);
   const Tensor x = without_gaps(input), output = in_huge_pages(at::empty_like(x));
   WITH_STORAGE_TYPE("activation", input.scalar_type(),
-                    [&] { CPU_KERNEL(activation<S>)(kind, x.numel(), data<S>(x), mutable_data<S>(output)); });
+                    [&] { RUN_KERNEL(input, activation<S>)(kind, x.numel(), data<S>(x), mutable_data<S>(output)); });
   return output;
 }
 
@@ -36,15 +35,16 @@ Tensor activation_backward(const Tensor& grad, const Tensor& saved, std::string_
   const Tensor s = without_gaps(saved), dinput = in_huge_pages(at::empty_like(s));
   const Tensor g = grad.strides() == s.strides() ? grad : at::empty_like(s).copy_(grad);
   WITH_STORAGE_TYPE("activation_backward", saved.scalar_type(), [&] {
-    CPU_KERNEL(activation_gradient<S>)(kind, s.numel(), data<S>(g), data<S>(s), mutable_data<S>(dinput));
+    RUN_KERNEL(saved, activation_gradient<S>)(kind, s.numel(), data<S>(g), data<S>(s), mutable_data<S>(dinput));
   });
   return dinput;
 }
 
 }  // namespace
-}  // namespace pytorch_ext
 
-TORCH_LIBRARY_IMPL(pytorch_ext, CPU, m) {
-  m.impl("activation_forward", &pytorch_ext::activation_forward);
-  m.impl("activation_backward", &pytorch_ext::activation_backward);
+KERNEL_LIBRARY(m) {
+  m.impl("activation_forward", &activation_forward);
+  m.impl("activation_backward", &activation_backward);
 }
+
+}  // namespace pytorch_ext

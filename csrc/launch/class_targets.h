@@ -6,7 +6,7 @@
 #include <ATen/core/Reduction.h>
 
 #include "../cpu/cross_entropy.h"
-#include "tensors.h"
+#include "kernel.h"
 
 namespace pytorch_ext {
 
@@ -33,7 +33,7 @@ inline bool will_match(const Tensor& t, const Tensor& input) {
 
 // What nll_loss and cross_entropy ask alike. A weight is a constant to the kernels.
 inline bool covers_classification(const Tensor& input, const OptionalTensor& weight, int64_t reduction) {
-  return input.is_cpu() && is_kernel_dtype(input.scalar_type()) && input.dim() >= 1 && reduction >= 0 &&
+  return has_kernels(input) && is_kernel_dtype(input.scalar_type()) && input.dim() >= 1 && reduction >= 0 &&
          reduction <= 2 &&
          (!weight || (will_match(*weight, input) && weight->dim() == 1 &&
                       weight->size(0) == input.size(class_dim(input)) && !weight->requires_grad()));

@@ -12,6 +12,10 @@ bool alike(const at::Tensor& a, const at::Tensor& b);
 // Whether float32 products may follow the contract's order, or torch's flags ask for TF32 or bfloat16 products.
 bool products_are_ieee(const at::Tensor& operand);
 
+// Whether products of such operands are left to the stock operator: those of 16 bits on a device, which has tensor
+// cores for them.
+bool has_stock_products(const at::Tensor& operand);
+
 bool covers_linear(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                    std::string_view activation);
 

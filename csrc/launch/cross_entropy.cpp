@@ -1,15 +1,15 @@
 // cross_entropy: memory and checks; the arithmetic is in the kernel.
-#include <torch/library.h>
 
 #include "class_targets.h"
 #include "covers.h"
 #include "huge_pages.h"
+#include "kernel.h"
 
 namespace pytorch_ext {
 
 bool covers_cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
                           int64_t ignore_index, double label_smoothing) {
-  if (!covers_classification(input, weight, reduction) || !target.is_cpu() || label_smoothing > 1) return false;
+  if (!covers_classification(input, weight, reduction) || target.device() != input.device() || label_smoothing > 1) return false;
   if (input.sizes() == target.sizes())
     return will_match(target, input) && ignore_index < 0 && input.size(class_dim(input)) > 0;
   if (!is_index_dtype(input, target) || !has_index_per_row(input, target)) return false;
@@ -45,7 +45,7 @@ std::tuple<Tensor, Tensor> cross_entropy_forward(const Tensor& input, const Tens
     auto p = arguments<S>(o, reduction, ignore_index, label_smoothing);
     p.loss = mutable_data<S>(loss);
     p.dinput = mutable_data<S>(dinput);
-    CPU_KERNEL(cross_entropy<S>)(p);
+    RUN_KERNEL(input, cross_entropy<S>)(p);
   });
   return {loss, dinput};
 }
@@ -67,15 +67,16 @@ std::tuple<Tensor, Tensor> cross_entropy_backward(const Tensor& grad, const Tens
     p.grad = data<S>(g);
     p.dinput = mutable_data<S>(dinput);
     p.dprobabilities = mutable_data<S>(in_rows);
-    if (p.dinput || p.dprobabilities) CPU_KERNEL(cross_entropy<S>)(p);
+    if (p.dinput || p.dprobabilities) RUN_KERNEL(input, cross_entropy<S>)(p);
   });
   return {dinput, dtarget};
 }
 
 }  // namespace
-}  // namespace pytorch_ext
 
-TORCH_LIBRARY_IMPL(pytorch_ext, CPU, m) {
-  m.impl("cross_entropy_forward", &pytorch_ext::cross_entropy_forward);
-  m.impl("cross_entropy_backward", &pytorch_ext::cross_entropy_backward);
+KERNEL_LIBRARY(m) {
+  m.impl("cross_entropy_forward", &cross_entropy_forward);
+  m.impl("cross_entropy_backward", &cross_entropy_backward);
 }
+
+}  // namespace pytorch_ext

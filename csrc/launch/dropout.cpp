@@ -4,18 +4,17 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/scalar_tensor.h>
-#include <torch/library.h>
 
 #include <cmath>
 #include <mutex>
 
 #include "covers.h"
-#include "tensors.h"
+#include "kernel.h"
 
 namespace pytorch_ext {
 
 bool covers_dropout(const Tensor& input, double p, bool, bool) {
-  return input.is_cpu() && is_kernel_dtype(input.scalar_type()) && p >= 0 && p <= 1;
+  return has_kernels(input) && is_kernel_dtype(input.scalar_type()) && p >= 0 && p <= 1;
 }
 
 namespace {
@@ -41,14 +40,15 @@ Tensor dropout_forward(const Tensor& input, double p, const Tensor& key) {
     using T = compute_t<S>;
     Dropout<S> d{x.numel(), data<S>(x), mutable_data<S>(y), static_cast<uint64_t>(*data<int64_t>(key)), 0, T(0)};
     if (!drops_all) d.threshold = static_cast<uint32_t>(threshold), d.scale = static_cast<T>(1 / (1 - p));
-    CPU_KERNEL(dropout<S>)(d);
+    RUN_KERNEL(input, dropout<S>)(d);
   });
   if (!y.is_same(output)) output.copy_(y);
   return output;
 }
 
 }  // namespace
-}  // namespace pytorch_ext
 
-TORCH_LIBRARY_IMPL(pytorch_ext, CompositeExplicitAutograd, m) { m.impl("dropout_key", &pytorch_ext::dropout_key); }
-TORCH_LIBRARY_IMPL(pytorch_ext, CPU, m) { m.impl("dropout_forward", &pytorch_ext::dropout_forward); }
+TORCH_LIBRARY_IMPL(pytorch_ext, CompositeExplicitAutograd, m) { m.impl("dropout_key", &dropout_key); }
+KERNEL_LIBRARY(m) { m.impl("dropout_forward", &dropout_forward); }
+
+}  // namespace pytorch_ext

@@ -5,12 +5,11 @@
 #include <ATen/ExpandUtils.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/logical_and.h>
-#include <torch/library.h>
 
 #include "covers.h"
 #include "elementwise_loss.h"
+#include "kernel.h"
 #include "reduce.h"
-#include "tensors.h"
 
 namespace pytorch_ext {
 namespace {
@@ -19,12 +18,12 @@ namespace {
 bool matches(const Tensor& t, const Tensor& input) {
   auto a = t.scalar_type(), b = input.scalar_type();
   if (a == b) return t.device() == input.device();
-  return at::autocast::is_autocast_enabled(at::kCPU) && is_kernel_dtype(a) && a != at::kDouble && b != at::kDouble &&
+  return at::autocast::is_autocast_enabled(input.device().type()) && is_kernel_dtype(a) && a != at::kDouble && b != at::kDouble &&
          t.device() == input.device();
 }
 
 bool covers_pair(const Tensor& input, const Tensor& target, int64_t reduction) {
-  return input.is_cpu() && is_kernel_dtype(input.scalar_type()) && matches(target, input) && reduction >= 0 &&
+  return has_kernels(input) && is_kernel_dtype(input.scalar_type()) && matches(target, input) && reduction >= 0 &&
          reduction <= 2;
 }
 
@@ -133,7 +132,7 @@ std::tuple<Tensor, Tensor, Tensor> elementwise_loss_forward(const Tensor& input,
     p.value = mutable_data<S>(value);
     p.dinput = mutable_data<S>(dinput);
     p.dtarget = mutable_data<S>(dtarget);
-    valid = CPU_KERNEL(elementwise_loss<S>)(p);
+    valid = RUN_KERNEL(input, elementwise_loss<S>)(p);
   });
   if (!valid) {
     check_probabilities("input", input);
@@ -163,7 +162,7 @@ std::tuple<Tensor, Tensor> elementwise_loss_backward(const Tensor& grad, const T
     p.grad = data<S>(g);
     p.dinput = mutable_data<S>(dinput);
     p.dtarget = mutable_data<S>(dtarget);
-    CPU_KERNEL(elementwise_loss<S>)(p);
+    RUN_KERNEL(input, elementwise_loss<S>)(p);
   });
   if (mask[0]) dinput = sum_to_size(dinput, input.sizes());
   if (mask[1]) dtarget = sum_to_size(dtarget, target.sizes());
@@ -171,9 +170,10 @@ std::tuple<Tensor, Tensor> elementwise_loss_backward(const Tensor& grad, const T
 }
 
 }  // namespace
-}  // namespace pytorch_ext
 
-TORCH_LIBRARY_IMPL(pytorch_ext, CPU, m) {
-  m.impl("elementwise_loss_forward", &pytorch_ext::elementwise_loss_forward);
-  m.impl("elementwise_loss_backward", &pytorch_ext::elementwise_loss_backward);
+KERNEL_LIBRARY(m) {
+  m.impl("elementwise_loss_forward", &elementwise_loss_forward);
+  m.impl("elementwise_loss_backward", &elementwise_loss_backward);
 }
+
+}  // namespace pytorch_ext

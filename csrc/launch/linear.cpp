@@ -1,13 +1,14 @@
 // linear: y = activation(x W^T + b) and its gradients. Memory and launch shapes; the arithmetic is in the kernels.
 #include <ATen/Context.h>
 #include <ATen/autocast_mode.h>
-#include <torch/library.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/mm.h>
 
 #include "../cpu/linear.h"
 #include "../cpu/product.h"
 #include "activation_names.h"
 #include "covers.h"
-#include "tensors.h"
+#include "kernel.h"
 
 namespace pytorch_ext {
 
@@ -25,11 +26,13 @@ bool products_are_ieee(const Tensor& operand) {
 
 bool covers_linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, std::string_view activation) {
   auto matches = [&](const Tensor& t) { return alike(t, input) && is_kernel_dtype(t.scalar_type()); };
-  return input.is_cpu() && is_kernel_dtype(input.scalar_type()) && matches(weight) && input.dim() >= 1 &&
+  return has_kernels(input) && is_kernel_dtype(input.scalar_type()) && matches(weight) && input.dim() >= 1 &&
          weight.dim() == 2 && input.size(-1) == weight.size(1) &&
          (!bias || (matches(*bias) && bias->dim() == 1 && bias->size(0) == weight.size(0))) &&
          find_activation(activation) && products_are_ieee(input);
 }
+
+bool has_stock_products(const Tensor& t) { return !t.is_cpu() && t.element_size() == 2; }
 
 namespace {
 
@@ -67,6 +70,12 @@ std::tuple<Tensor, Tensor> linear_forward(const Tensor& input, const Tensor& wei
     TORCH_CHECK(bias->dim() == 1 && bias->size(0) == N, "linear: expected bias (", N, ",), got ", bias->sizes());
     b = bias->contiguous();
   }
+  if (has_stock_products(input)) {
+    Tensor z = at::linear(input, weight, bias);
+    if (kind == Activation::none) return {z, Tensor()};
+    Tensor y = ops::activation_forward(z, activation);
+    return {y, saves_input(kind) ? z : Tensor()};
+  }
   auto sizes = input.sizes().vec();
   sizes.back() = N;
   Tensor output = empty(sizes, input), preactivation;
@@ -77,7 +86,7 @@ std::tuple<Tensor, Tensor> linear_forward(const Tensor& input, const Tensor& wei
     p.bias = data<S>(b);
     p.activation = kind;
     p.preactivation = mutable_data<S>(preactivation);
-    CPU_KERNEL(product<S>)(p);
+    RUN_KERNEL(input, product<S>)(p);
   });
   return {output, preactivation};
 }
@@ -101,8 +110,9 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad, const Ten
   Tensor dx, dw, db, dz = g;
   if (mask[2]) db = empty({N}, grad);
   if (s.defined()) dz = empty({M, N}, grad);
-  if (mask[0]) dx = empty(input.sizes(), input);
-  if (mask[1]) dw = empty({N, K}, weight);
+  const bool stock = has_stock_products(input);
+  if (mask[0] && !stock) dx = empty(input.sizes(), input);
+  if (mask[1] && !stock) dw = empty({N, K}, weight);
   WITH_STORAGE_TYPE("linear_backward", input.scalar_type(), [&] {
     if (s.defined() || db.defined()) {
       LinearGradient<S> p{M, N, data<S>(g), g.stride(0), g.stride(1)};
@@ -112,18 +122,22 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad, const Ten
         p.saved = data<S>(s);
         p.dz = mutable_data<S>(dz);
       }
-      CPU_KERNEL(linear_gradient<S>)(p);
+      RUN_KERNEL(input, linear_gradient<S>)(p);
     }
-    if (mask[0]) CPU_KERNEL(product<S>)(Product<S>{M, K, N, view<S>(dz), view<S>(weight), mutable_data<S>(dx), K});
-    if (mask[1]) CPU_KERNEL(product<S>)(Product<S>{N, K, M, transposed<S>(dz), view<S>(x), mutable_data<S>(dw), K});
+    if (stock) return;
+    if (mask[0]) RUN_KERNEL(input, product<S>)(Product<S>{M, K, N, view<S>(dz), view<S>(weight), mutable_data<S>(dx), K});
+    if (mask[1]) RUN_KERNEL(input, product<S>)(Product<S>{N, K, M, transposed<S>(dz), view<S>(x), mutable_data<S>(dw), K});
   });
+  if (mask[0] && stock) dx = at::mm(dz, weight).view(input.sizes());
+  if (mask[1] && stock) dw = at::mm(dz.t(), x);
   return {dx, dw, db};
 }
 
 }  // namespace
-}  // namespace pytorch_ext
 
-TORCH_LIBRARY_IMPL(pytorch_ext, CPU, m) {
-  m.impl("linear_forward", &pytorch_ext::linear_forward);
-  m.impl("linear_backward", &pytorch_ext::linear_backward);
+KERNEL_LIBRARY(m) {
+  m.impl("linear_forward", &linear_forward);
+  m.impl("linear_backward", &linear_backward);
 }
+
+}  // namespace pytorch_ext

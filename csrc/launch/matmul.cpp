@@ -1,17 +1,17 @@
 // matmul: torch.matmul's shapes, each one a batch of products, and their gradients, which are products too.
 #include <ATen/ExpandUtils.h>
 #include <ATen/TensorUtils.h>
-#include <torch/library.h>
+#include <ATen/ops/matmul.h>
 
 #include "../cpu/product.h"
 #include "covers.h"
+#include "kernel.h"
 #include "reduce.h"
-#include "tensors.h"
 
 namespace pytorch_ext {
 
 bool covers_matmul(const Tensor& input, const Tensor& other) {
-  if (!input.is_cpu() || !alike(other, input) || input.dim() < 1 || other.dim() < 1) return false;
+  if (!has_kernels(input) || !alike(other, input) || input.dim() < 1 || other.dim() < 1) return false;
   if (!is_kernel_dtype(input.scalar_type()) || !is_kernel_dtype(other.scalar_type())) return false;
   if (input.size(-1) != other.size(other.dim() == 1 ? 0 : -2)) return false;
   if (input.dim() > 2 && other.dim() > 2 &&
@@ -44,20 +44,33 @@ MatrixView<S> view(const Tensor& t) {
   return {data<S>(t), t.stride(-2), t.stride(-1)};
 }
 
-// For every matrix of a batch of these sizes, the elements between t's first one and the one it is computed from.
-std::vector<int64_t> batch_offsets(const Tensor& t, at::IntArrayRef batch, int64_t count) {
-  std::vector<int64_t> offsets(count, 0);
+void batch_offsets_on_host(const BatchOffsets& p) {
+  for (int64_t b = 0; b < p.count; b++) p.offsets[b] = 0;
   int64_t repeat = 1;  // matrices between steps of dimension d
-  for (int64_t d = static_cast<int64_t>(batch.size()) - 1, own = t.dim() - 3; d >= 0; d--, own--) {
-    if (own >= 0 && t.size(own) != 1)
-      for (int64_t b = 0; b < count; b++) offsets[b] += b / repeat % batch[d] * t.stride(own);
-    repeat *= batch[d];
+  for (int d = p.dims - 1; d >= 0; repeat *= p.size[d--])
+    if (p.stride[d])
+      for (int64_t b = 0; b < p.count; b++) p.offsets[b] += b / repeat % p.size[d] * p.stride[d];
+}
+
+// For every matrix of a batch of these sizes, the elements between t's first one and the one it is computed from; where
+// t is.
+Tensor batch_offsets(const Tensor& t, at::IntArrayRef batch, int64_t count) {
+  Tensor offsets = at::empty({count}, t.options().dtype(at::kLong));
+  BatchOffsets p{static_cast<int>(batch.size()), {}, {}, count, mutable_data<int64_t>(offsets)};
+  TORCH_CHECK(p.dims <= BatchOffsets::most_dims, "matmul: expected at most ", BatchOffsets::most_dims + 2,
+              " dimensions, got ", p.dims + 2);
+  for (int d = 0; d < p.dims; d++) {
+    const int64_t own = d + t.dim() - 2 - p.dims;
+    p.size[d] = batch[d];
+    p.stride[d] = own >= 0 && t.size(own) != 1 ? t.stride(own) : 0;
   }
+  kernel_for(t, &batch_offsets_on_host, CUDA_KERNEL(batch_offsets))(p);
   return offsets;
 }
 
 // A (..., M, K) times B (..., K, N), both of two dimensions or more.
 Tensor product_of(const Tensor& A, const Tensor& B) {
+  if (has_stock_products(A)) return at::matmul(A, B);
   const auto batch = at::infer_size_dimvector(batch_of(A), batch_of(B));
   const int64_t M = A.size(-2), N = B.size(-1), K = A.size(-1);
   int64_t count = c10::multiply_integers(batch);
@@ -68,12 +81,12 @@ Tensor product_of(const Tensor& A, const Tensor& B) {
     a = A.view({rows = count * M, K}), count = 1;
   WITH_STORAGE_TYPE("matmul", A.scalar_type(), [&] {
     Product<S> p{rows, N, K, view<S>(a), view<S>(B), mutable_data<S>(C), N};
-    std::vector<int64_t> a_offsets, b_offsets;
+    Tensor a_offsets, b_offsets;
     if (count != 1) {
       a_offsets = batch_offsets(A, batch, count), b_offsets = batch_offsets(B, batch, count);
-      p.batch = count, p.a_offset = a_offsets.data(), p.b_offset = b_offsets.data(), p.c_batch = M * N;
+      p.batch = count, p.a_offset = data<int64_t>(a_offsets), p.b_offset = data<int64_t>(b_offsets), p.c_batch = M * N;
     }
-    CPU_KERNEL(product<S>)(p);
+    RUN_KERNEL(A, product<S>)(p);
   });
   return C;
 }
@@ -125,9 +138,10 @@ std::tuple<Tensor, Tensor> matmul_backward(const Tensor& grad, const Tensor& inp
 }
 
 }  // namespace
-}  // namespace pytorch_ext
 
-TORCH_LIBRARY_IMPL(pytorch_ext, CPU, m) {
-  m.impl("matmul_forward", &pytorch_ext::matmul_forward);
-  m.impl("matmul_backward", &pytorch_ext::matmul_backward);
+KERNEL_LIBRARY(m) {
+  m.impl("matmul_forward", &matmul_forward);
+  m.impl("matmul_backward", &matmul_backward);
 }
+
+}  // namespace pytorch_ext

@@ -1,15 +1,15 @@
 // nll_loss: memory and checks, those of cross_entropy's class targets among them; the arithmetic is in the kernels.
 #include <ATen/ops/empty_like.h>
-#include <torch/library.h>
 
 #include "class_targets.h"
 #include "covers.h"
+#include "kernel.h"
 
 namespace pytorch_ext {
 
 bool covers_nll_loss(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
                      int64_t) {
-  return covers_classification(input, weight, reduction) && target.is_cpu() && is_index_dtype(input, target) &&
+  return covers_classification(input, weight, reduction) && target.device() == input.device() && is_index_dtype(input, target) &&
          has_index_per_row(input, target);
 }
 
@@ -65,7 +65,9 @@ ClassOperands class_operands(const char* op, const Tensor& input, const Tensor& 
                 ": expected one class index (int64) per row of input ", input.sizes(), ", got target ", target.sizes(),
                 " of ", target.scalar_type());
     o.target = target.to(at::kLong).contiguous();
-    o.counted_rows = count_rows(op, o.target.const_data_ptr<int64_t>(), o.outer * o.inner, o.classes, ignore_index);
+    // On a device the kernels look at the indices themselves, as nothing here may wait for it.
+    o.counted_rows =
+        !input.is_cpu() ? 0 : count_rows(op, o.target.const_data_ptr<int64_t>(), o.outer * o.inner, o.classes, ignore_index);
   }
   if (o.classes_last || o.inner == 1) {
     o.outer *= o.inner;
@@ -103,7 +105,7 @@ Tensor nll_loss_forward(const Tensor& input, const Tensor& target, const Optiona
   WITH_STORAGE_TYPE("nll_loss", input.scalar_type(), [&] {
     auto p = o.loss<S>(reduction, ignore_index);
     p.loss = mutable_data<S>(loss);
-    CPU_KERNEL(nll_loss<S>)(p);
+    RUN_KERNEL(input, nll_loss<S>)(p);
   });
   return loss;
 }
@@ -119,15 +121,16 @@ Tensor nll_loss_backward(const Tensor& grad, const Tensor& input, const Tensor& 
     auto p = o.loss<S>(reduction, ignore_index);
     p.grad = data<S>(g);
     p.dinput = mutable_data<S>(dinput);
-    CPU_KERNEL(nll_loss<S>)(p);
+    RUN_KERNEL(input, nll_loss<S>)(p);
   });
   return dinput;
 }
 
 }  // namespace
-}  // namespace pytorch_ext
 
-TORCH_LIBRARY_IMPL(pytorch_ext, CPU, m) {
-  m.impl("nll_loss_forward", &pytorch_ext::nll_loss_forward);
-  m.impl("nll_loss_backward", &pytorch_ext::nll_loss_backward);
+KERNEL_LIBRARY(m) {
+  m.impl("nll_loss_forward", &nll_loss_forward);
+  m.impl("nll_loss_backward", &nll_loss_backward);
 }
+
+}  // namespace pytorch_ext

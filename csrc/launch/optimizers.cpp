@@ -15,7 +15,7 @@
 #include "../cpu/optimizers.h"
 #include "../eager.h"
 #include "../numerics/coefficients.h"
-#include "tensors.h"
+#include "kernel.h"
 
 namespace pytorch_ext {
 namespace {
@@ -70,11 +70,11 @@ struct Options {
   }
 };
 
-// An ordinary dense tensor on the CPU with the sizes and the dtype of `like`. In-place changes of inference tensors are
+// An ordinary dense tensor with the sizes, the dtype and the device of `like`. In-place changes of inference tensors are
 // for the stock step to judge.
 bool matches(const Tensor& t, const Tensor& like) {
-  return is_ordinary(t) && t.is_cpu() && !t.is_inference() && t.scalar_type() == like.scalar_type() &&
-         t.sizes() == like.sizes();
+  return is_ordinary(t) && t.device() == like.device() && !t.is_inference() &&
+         t.scalar_type() == like.scalar_type() && t.sizes() == like.sizes();
 }
 
 // Whether element i in memory of one is element i in memory of the other.
@@ -115,7 +115,8 @@ bool gather(const Options& options, std::vector<Parameter>& found) {
     Tensor grad = value.grad();
     if (!grad.defined()) continue;
     if (!is_kernel_dtype(value.scalar_type()) || !matches(value, value) || !matches(grad, value)) return false;
-    if (!lies_like(value, value)) return false;
+    if (!lies_like(value, value) || !has_kernels(value)) return false;
+    if (!found.empty() && value.device() != found[0].value.device()) return false;
     if (!lies_like(grad, value)) {
       at::NoGradGuard no_grad;
       grad = at::empty_like(value).copy_(grad);
@@ -202,7 +203,7 @@ py::object sgd_step(const py::dict& group, const py::dict& states) {
     using S = decltype(storage);
     using T = compute_t<S>;
     const auto rule = sgd_rule<T>(lr, momentum, dampening, weight_decay, nesterov, maximize);
-    CPU_KERNEL(sgd_step<S>)(rule, tensors, count);
+    RUN_KERNEL(found[0].value, sgd_step<S>)(rule, tensors, count);
   });
   return py::bool_(true);
 }
@@ -260,7 +261,7 @@ py::object adam_step(const py::dict& group, const py::dict& states) {
   const bool amsgrad = options.flag(n.amsgrad), maximize = options.flag(n.maximize);
   const bool decoupled = options.flag(n.decoupled_weight_decay);
   std::vector<Parameter> found;
-  if (!gather(options, found)) return py::none();
+  if (!gather(options, found) || (!found.empty() && is_capturing(found[0].value))) return py::none();
   std::vector<AdamState> state(found.size());
   for (size_t i = 0; i < found.size(); i++)
     if (!read_adam(found[i], states, amsgrad, state[i])) return py::none();
@@ -282,7 +283,7 @@ py::object adam_step(const py::dict& group, const py::dict& states) {
     using S = decltype(storage);
     using T = compute_t<S>;
     const auto rule = adam_rule<T>(lr, beta1, beta2, eps, weight_decay, decoupled, amsgrad, maximize);
-    CPU_KERNEL(adam_step<S>)(rule, tensors, count);
+    RUN_KERNEL(found[0].value, adam_step<S>)(rule, tensors, count);
   });
   return py::bool_(true);
 }
@@ -295,25 +296,29 @@ py::object clip_grad_norm(const py::list& params, double max_norm, bool error_if
     Tensor grad = THPVariable_Unpack(object.ptr()).grad();
     if (!grad.defined()) continue;
     if (!is_kernel_dtype(grad.scalar_type()) || !matches(grad, grad) || !grad.is_contiguous()) return py::none();
-    if (!grads.empty() && grad.scalar_type() != grads[0].scalar_type()) return py::none();
+    if (!has_kernels(grad)) return py::none();
+    if (!grads.empty() && (grad.scalar_type() != grads[0].scalar_type() || grad.device() != grads[0].device()))
+      return py::none();
     grads.push_back(std::move(grad));
   }
   if (grads.empty() || !are_disjoint(grads, [](const Tensor& g) -> const Tensor& { return g; })) return py::none();
-  Tensor total = empty({}, grads[0]);
-  WITH_STORAGE_TYPE("clip_grad_norm_", grads[0].scalar_type(), [&] {
+  const at::ScalarType dtype = grads[0].scalar_type();
+  Tensor norm = at::empty({}, grads[0].options().dtype(dtype == at::kDouble ? at::kDouble : at::kFloat));
+  WITH_STORAGE_TYPE("clip_grad_norm_", dtype, [&] {
+    using T = compute_t<S>;
     std::vector<GradTensor<S>> tensors;
     tensors.reserve(grads.size());
     for (const Tensor& g : grads) tensors.push_back({g.numel(), mutable_data<S>(g)});
     const auto count = static_cast<int64_t>(tensors.size());
     py::gil_scoped_release no_gil;
-    const auto norm = CPU_KERNEL(gradient_norm<S>)(tensors.data(), count);
-    if (error_if_nonfinite && !std::isfinite(norm))
-      throw std::runtime_error("clip_grad_norm_: expected gradients of finite norm, got " + std::to_string(norm));
-    total.fill_(norm);
-    CPU_KERNEL(clip_gradients<S>)(tensors.data(), count, compute_t<S>(max_norm), norm);
+    RUN_KERNEL(norm, gradient_norm<S>)(tensors.data(), count, mutable_data<T>(norm));
+    if (error_if_nonfinite)
+      if (const double value = norm.item<double>(); !std::isfinite(value))  // waits for a device, as stock does
+        throw std::runtime_error("clip_grad_norm_: expected gradients of finite norm, got " + std::to_string(value));
+    RUN_KERNEL(norm, clip_gradients<S>)(tensors.data(), count, T(max_norm), data<T>(norm));
     for (const Tensor& g : grads) written(g);
   });
-  return py::cast(total);
+  return py::cast(norm.to(dtype));
 }
 
 void zero_grad(const py::list& params) {

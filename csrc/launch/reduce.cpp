@@ -3,7 +3,7 @@
 #include <ATen/ExpandUtils.h>
 
 #include "../cpu/reduce.h"
-#include "tensors.h"
+#include "kernel.h"
 
 namespace pytorch_ext {
 namespace {
@@ -57,7 +57,7 @@ Tensor sum_to_size(const Tensor& t, at::IntArrayRef sizes) {
   }
   const Run outer = kept.size() == 2 ? kept[0] : Run{1, 0}, inner = kept.back();
   WITH_STORAGE_TYPE("sum_to_size", t.scalar_type(), [&] {
-    CPU_KERNEL(sum_slices<S>)
+    RUN_KERNEL(t, sum_slices<S>)
     (SliceSum<S>{outer.size, rows[0].size, inner.size, data<S>(x), outer.stride, rows[0].stride, inner.stride,
                  mutable_data<S>(output)});
   });

@@ -2,17 +2,16 @@
 #include "../cpu/softmax.h"
 
 #include <ATen/WrapDimUtils.h>
-#include <torch/library.h>
 
 #include "covers.h"
 #include "huge_pages.h"
-#include "tensors.h"
+#include "kernel.h"
 
 namespace pytorch_ext {
 
 bool covers_softmax(const Tensor& input, int64_t dim, std::optional<at::ScalarType> dtype) {
   const int64_t dims = std::max<int64_t>(input.dim(), 1);
-  return input.is_cpu() && is_kernel_dtype(dtype.value_or(input.scalar_type())) && !input.is_complex() &&
+  return has_kernels(input) && is_kernel_dtype(dtype.value_or(input.scalar_type())) && !input.is_complex() &&
          dim >= -dims && dim < dims;
 }
 
@@ -40,7 +39,7 @@ Tensor softmax_forward(const Tensor& input, int64_t dim, bool logarithm) {
         shape.outer, shape.columns, shape.inner, data<S>(x), shape.columns * shape.inner, mutable_data<S>(output),
         logarithm};
     if (as_it_is) p.x_outer = input.stride(0);
-    CPU_KERNEL(softmax<S>)(p);
+    RUN_KERNEL(input, softmax<S>)(p);
   });
   return output;
 }
@@ -54,7 +53,7 @@ Tensor softmax_backward(const Tensor& grad, const Tensor& output, int64_t dim, b
   if (!dinput.numel()) return dinput;
   const Tensor g = grad.contiguous(), y = output.contiguous();
   WITH_STORAGE_TYPE("softmax_backward", output.scalar_type(), [&] {
-    CPU_KERNEL(softmax_gradient<S>)
+    RUN_KERNEL(output, softmax_gradient<S>)
     (SoftmaxGradient<S>{shape.outer, shape.columns, shape.inner, data<S>(g), data<S>(y), mutable_data<S>(dinput),
                         logarithm});
   });
@@ -62,9 +61,10 @@ Tensor softmax_backward(const Tensor& grad, const Tensor& output, int64_t dim, b
 }
 
 }  // namespace
-}  // namespace pytorch_ext
 
-TORCH_LIBRARY_IMPL(pytorch_ext, CPU, m) {
-  m.impl("softmax_forward", &pytorch_ext::softmax_forward);
-  m.impl("softmax_backward", &pytorch_ext::softmax_backward);
+KERNEL_LIBRARY(m) {
+  m.impl("softmax_forward", &softmax_forward);
+  m.impl("softmax_backward", &softmax_backward);
 }
+
+}  // namespace pytorch_ext

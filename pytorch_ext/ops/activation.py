@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from .. import native
+from ..triton_path import kernels
 from .checks import expect, expect_tensors
+from .composition import with_composed_derivative
 from .paths import choice, is_dynamo_compiling, overridden, traceable
 
 # The stock operator of every kind.
@@ -35,6 +37,47 @@ def activation(op, kind, input):
         if traceable(input):
             return torch.ops.pytorch_ext.activation(input, kind)
     return ACTIVATIONS[kind](input)
+
+
+class ActivationFunction(torch.autograd.Function):
+    """The activation on the Triton path; what is saved is its output or its input."""
+
+    @staticmethod
+    def forward(ctx, input, kind):
+        output = kernels.activation.activation_forward(input, kind)
+        ctx.save_for_backward(input if kind in kernels.activation.SAVES_INPUT else output)
+        ctx.kind = kind
+        return output
+
+    @staticmethod
+    def backward(ctx, grad):
+        return activation_backward(grad, *ctx.saved_tensors, ctx.kind), None
+
+
+def activation_backward(grad, saved, kind):
+    """g f'(z) on the Triton path, differentiable."""
+    kernel = functools.partial(kernels.activation.activation_backward, kind=kind)
+    compose = functools.partial(composed_activation_gradient, kind=kind)
+    return with_composed_derivative(kernel, compose, grad, saved)
+
+
+def composed_activation_gradient(g, saved, kind):
+    """g f'(z) in stock operators; ``saved`` is z or y = f(z) as the kernel has it."""
+    if kind == "silu":  # aten::silu_backward has no derivative of its own
+        s = torch.sigmoid(saved)
+        return g * (s * (1 + saved * (1 - s)))
+    return GRADIENTS[kind](g, saved)
+
+
+# The stock operator for the derivative of every kind but silu.
+GRADIENTS = {
+    "none": lambda g, saved: g,
+    "relu": lambda g, y: torch.ops.aten.threshold_backward(g, y, 0),
+    "sigmoid": torch.ops.aten.sigmoid_backward,
+    "tanh": torch.ops.aten.tanh_backward,
+    "gelu": torch.ops.aten.gelu_backward,
+    "gelu_tanh": functools.partial(torch.ops.aten.gelu_backward, approximate="tanh"),
+}
 
 
 def relu(input, inplace=False):

@@ -10,9 +10,17 @@ def expect(condition, op, what, got, error=RuntimeError):
 
 
 def expect_tensors(op, **arguments):
-    """Every argument is a Tensor (a TypeError otherwise)."""
+    """Every argument is a Tensor (a TypeError otherwise), on the first one's device or a single number on the CPU."""
+    first_name, first = next(iter(arguments.items()))
     for name, value in arguments.items():
         expect(isinstance(value, torch.Tensor), op, f"{name} to be a Tensor", type(value).__name__, TypeError)
+        if value.device != first.device and (value.device.type != "cpu" or value.dim() > 0):
+            expect_device(op, name, value, first_name, first)
+
+
+def expect_device(op, name, value, first_name, first):
+    """``value`` is on the device of ``first``."""
+    expect(value.device == first.device, op, f"{name} on {first.device} as {first_name}", value.device)
 
 
 def expect_alike(op, *, dtype=True, **arguments):
@@ -21,5 +29,5 @@ def expect_alike(op, *, dtype=True, **arguments):
     first_name, first = given[0]
     dtype = dtype and not torch.is_autocast_enabled(first.device.type)
     for name, value in given[1:]:
-        expect(value.device == first.device, op, f"{name} on {first.device} as {first_name}", value.device)
+        expect_device(op, name, value, first_name, first)
         expect(not dtype or value.dtype == first.dtype, op, f"{name} of {first.dtype} as {first_name}", value.dtype)

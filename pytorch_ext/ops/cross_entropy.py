@@ -1,12 +1,16 @@
 """cross_entropy: log_softmax and nll_loss as one; in training, value and gradient in one pass over the logits."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
 
 from .. import native
+from ..triton_path import kernels
 from .checks import expect
-from .losses import REDUCTIONS, reduction_name, traceable_loss
-from .nll_loss import check_class_indices, check_tensors
+from .composition import with_composed_derivative
+from .losses import REDUCTIONS, computes_in_advance, is_one, reduction_name, traceable_loss
+from .nll_loss import check_class_indices, check_tensors, class_distribution
 from .paths import choice, is_dynamo_compiling, overridden
 
 
@@ -64,6 +68,53 @@ def check(input, target, weight, ignore_index, label_smoothing):
         expect(ignore_index < 0, "cross_entropy", "no ignore_index with class probabilities", ignore_index)
     else:
         check_class_indices("cross_entropy", input, target, weight)
+
+
+class CrossEntropyFunction(torch.autograd.Function):
+    """cross_entropy on the Triton path."""
+
+    @staticmethod
+    def forward(ctx, input, target, weight, *options):
+        in_advance = options[0] != REDUCTIONS["none"] and ctx.needs_input_grad[0] and computes_in_advance(input)
+        loss, ctx.dinput = kernels.cross_entropy.cross_entropy_forward(input, target, weight, *options, in_advance)
+        ctx.save_for_backward(input, target, weight)
+        ctx.options = options  # reduction, ignore_index, label_smoothing
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad):
+        mask, tensors = ctx.needs_input_grad[:2], ctx.saved_tensors
+        dinput, dtarget = None, None
+        if mask[0] and not torch.is_grad_enabled() and is_one(grad):
+            dinput, ctx.dinput = ctx.dinput, None  # once: who receives it owns it
+            mask = (dinput is None, mask[1])
+        if any(mask):
+            computed, dtarget = cross_entropy_backward(grad, *tensors, *ctx.options, mask)
+            dinput = computed if mask[0] else dinput
+        return dinput, dtarget, None, None, None, None
+
+
+def cross_entropy_backward(grad, input, target, weight, reduction, ignore_index, label_smoothing, mask):
+    """The gradients of input and target that the mask chooses, on the Triton path, differentiable."""
+    options = {"reduction": reduction, "ignore_index": ignore_index, "label_smoothing": label_smoothing}
+    kernel = functools.partial(kernels.cross_entropy.cross_entropy_backward, mask=mask, **options)
+    compose = functools.partial(composed_cross_entropy_gradients, mask=mask, **options)
+    return with_composed_derivative(kernel, compose, grad, input, target, weight)
+
+
+def composed_cross_entropy_gradients(grad, input, target, weight, reduction, ignore_index, label_smoothing, mask):
+    """Both gradients in stock operators."""
+    dim = min(1, input.dim() - 1)
+    q, scale = class_distribution(grad, input, target, weight, reduction, ignore_index, label_smoothing)
+    dinput = (torch.softmax(input, dim) * q.sum(dim, keepdim=True) - q) * scale
+    if not mask[1]:
+        return dinput, None
+    slope = -torch.log_softmax(input, dim) * scale
+    if label_smoothing > 0:
+        slope = slope * (1 - label_smoothing)
+    if weight is not None:
+        slope = slope * weight.reshape([-1 if d == dim else 1 for d in range(input.dim())])
+    return dinput, slope
 
 
 if native.library is not None:

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from .. import native
+from ..triton_path import kernels
 from .checks import expect, expect_tensors
 from .paths import choice, is_dynamo_compiling, overridden, traceable
 
@@ -26,6 +27,20 @@ def dropout(input, p=0.5, training=True, inplace=False):
             output = torch.ops.pytorch_ext.dropout(input, p, torch.ops.pytorch_ext.dropout_key())
             return input.copy_(output) if inplace else output
     return F.dropout(input, p, training, inplace)
+
+
+class DropoutFunction(torch.autograd.Function):
+    """dropout on the Triton path. Its gradient is its own value with g for x, so derivatives of every order are."""
+
+    @staticmethod
+    def forward(ctx, input, p, key):
+        ctx.save_for_backward(key)
+        ctx.p = p
+        return kernels.dropout.dropout_forward(input, p, key)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return DropoutFunction.apply(grad, ctx.p, *ctx.saved_tensors), None, None
 
 
 if native.library is not None:

@@ -1,11 +1,15 @@
 """linear: y = activation(x W^T + b), the activation fused into the product's epilogue."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
 
 from .. import native
-from .activation import ACTIVATIONS
+from ..triton_path import kernels
+from .activation import ACTIVATIONS, composed_activation_gradient
 from .checks import expect, expect_alike, expect_tensors
+from .composition import with_composed_derivative
 from .paths import choice, is_dynamo_compiling, overridden, products_are_ieee, traceable
 
 
@@ -42,6 +46,40 @@ def check(input, weight, bias, activation):
         )
         if bias is not None and bias.dim() == 1 and bias.shape[0] != 1:
             expect(bias.shape[0] == weight.shape[0], "linear", f"bias ({weight.shape[0]},)", tuple(bias.shape))
+
+
+class LinearFunction(torch.autograd.Function):
+    """linear on the Triton path; the activation's output or input is saved."""
+
+    @staticmethod
+    def forward(ctx, input, weight, bias, activation):
+        output, preactivation = kernels.linear.linear_forward(input, weight, bias, activation)
+        ctx.activation, ctx.saves_input = activation, preactivation is not None
+        saved = preactivation if ctx.saves_input else None if activation == "none" else output
+        # The bias is needed only to form z again, differentiably, for a second derivative.
+        ctx.save_for_backward(input, weight, saved, bias if ctx.saves_input else None)
+        return output
+
+    @staticmethod
+    def backward(ctx, grad):
+        input, weight, saved, bias = ctx.saved_tensors
+        if ctx.saves_input and torch.is_grad_enabled():
+            saved = LinearFunction.apply(input, weight, bias, "none")
+        return *linear_backward(grad, input, weight, saved, ctx.activation, ctx.needs_input_grad[:3]), None
+
+
+def linear_backward(grad, input, weight, saved, activation, mask):
+    """The gradients of input, weight and bias that the mask chooses, on the Triton path, differentiable."""
+    kernel = functools.partial(kernels.linear.linear_backward, activation=activation, mask=mask)
+    compose = functools.partial(composed_linear_gradients, activation=activation)
+    return with_composed_derivative(kernel, compose, grad, input, weight, saved)
+
+
+def composed_linear_gradients(grad, input, weight, saved, activation):
+    """The three gradients in stock operators."""
+    dz = composed_activation_gradient(grad, saved, activation)
+    rows = dz.reshape(-1, weight.shape[0])
+    return dz @ weight, rows.t() @ input.reshape(-1, weight.shape[1]), rows.sum(0)
 
 
 if native.library is not None:

@@ -1,10 +1,14 @@
 """What the losses share: reductions, and the operators behind the element-wise ones."""
 
+import functools
+
 import torch
 from torch.nn import _reduction
 
 from .. import native
+from ..triton_path import kernels
 from .checks import expect
+from .composition import with_composed_derivative
 from .paths import traceable
 
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # at::Reduction's numbers
@@ -37,6 +41,79 @@ def traceable_loss(input, target, *weights):
     if len(dtypes) > 1 and (torch.float64 in dtypes or not torch.is_autocast_enabled(input.device.type)):
         return False
     return traceable(*given) and not any(w.requires_grad for w in given[2:])
+
+
+# ---- on the Triton path ---------------------------------------------------------------------------------------------
+
+
+def computes_in_advance(input):
+    """Whether a forward pass may compute gradients for a gradient of 1: on a device nobody could look whether it is."""
+    return input.device.type == "cpu"
+
+
+def is_one(grad):
+    """Whether a loss's gradient is exactly 1, known without waiting for a device."""
+    return grad.device.type == "cpu" and grad.numel() == 1 and grad.item() == 1
+
+
+class ElementwiseLossFunction(torch.autograd.Function):
+    """The element-wise loss of that name."""
+
+    @staticmethod
+    def forward(ctx, input, target, weight, pos_weight, loss, reduction):
+        in_advance = reduction != REDUCTIONS["none"] and input.shape == target.shape and computes_in_advance(input)
+        mask = [in_advance and needed for needed in ctx.needs_input_grad[:2]]
+        value, *ctx.gradients = kernels.elementwise_loss.elementwise_loss_forward(
+            input, target, weight, pos_weight, loss, reduction, mask
+        )
+        ctx.save_for_backward(input, target, weight, pos_weight)
+        ctx.options = loss, reduction
+        return value
+
+    @staticmethod
+    def backward(ctx, grad):
+        mask, tensors, gradients = ctx.needs_input_grad[:2], ctx.saved_tensors, [None, None]
+        if not torch.is_grad_enabled() and is_one(grad):
+            gradients, ctx.gradients = ctx.gradients, [None, None]  # once: who receives them owns them
+        missing = [wanted and found is None for wanted, found in zip(mask, gradients, strict=True)]
+        if any(missing):
+            computed = elementwise_loss_backward(grad, *tensors, *ctx.options, missing)
+            gradients = [new if found is None else found for new, found in zip(computed, gradients, strict=True)]
+        return *gradients, None, None, None, None
+
+
+def elementwise_loss_backward(grad, input, target, weight, pos_weight, loss, reduction, mask):
+    """The gradients of input and target that the mask chooses, differentiable."""
+    kernel = functools.partial(
+        kernels.elementwise_loss.elementwise_loss_backward, loss=loss, reduction=reduction, mask=mask
+    )
+    compose = functools.partial(composed_gradients, loss=loss, reduction=reduction)
+    return with_composed_derivative(kernel, compose, grad, input, target, weight, pos_weight)
+
+
+def composed_gradients(grad, input, target, weight, pos_weight, loss, reduction):
+    """Both gradients in stock operators."""
+    scale = grad
+    if reduction == REDUCTIONS["mean"]:
+        by_weights = weight is not None and loss == "mse_loss"
+        scale = grad / (weight.sum() if by_weights else (input - target).numel())
+    if weight is not None:
+        scale = scale * weight
+    slopes = composed_slopes(input, target, pos_weight, loss)
+    return tuple((slope * scale).sum_to_size(t.shape) for slope, t in zip(slopes, (input, target), strict=True))
+
+
+def composed_slopes(x, y, pos_weight, loss):
+    """(d value / d input, d value / d target) of every element in stock operators."""
+    if loss == "mse_loss":
+        return 2 * (x - y), -2 * (x - y)
+    if loss == "binary_cross_entropy":
+        return (x - y) / ((1 - x) * x).clamp_min(1e-12), torch.log1p(-x) - torch.log(x)
+    if pos_weight is None:
+        return torch.sigmoid(x) - y, -x
+    extra = pos_weight - 1
+    slope = (1 + extra * y) * torch.sigmoid(x) - pos_weight * y
+    return slope, -extra * torch.nn.functional.logsigmoid(x) - x
 
 
 if native.library is not None:

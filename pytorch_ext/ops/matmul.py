@@ -1,9 +1,13 @@
 """matmul: products of matrices and vectors, batched and broadcast."""
 
+import functools
+
 import torch
 
 from .. import native
+from ..triton_path import kernels
 from .checks import expect, expect_alike, expect_tensors
+from .composition import with_composed_derivative
 from .paths import choice, is_dynamo_compiling, overridden, products_are_ieee, traceable
 
 
@@ -17,6 +21,11 @@ def matmul(input, other):
         output = choice.kernels.matmul(input, other)
         if output is not None:
             return output
+        try:  # The checks take five times as long as a small product of integers: they wait until stock refuses.
+            if input.device == other.device:
+                return torch.matmul(input, other)
+        except (AttributeError, IndexError, RuntimeError, TypeError):
+            pass
     if not overridden(input, other):
         check(input, other)
         if traceable(input, other) and products_are_ieee(input):
@@ -37,6 +46,36 @@ def check(input, other):
     expect(input.shape[-1] == inner, "matmul", "input (..., M, K) and other (..., K, N)", shapes)
     batches = zip(reversed(input.shape[:-2]), reversed(other.shape[:-2]), strict=False)
     expect(all(a == b or a == 1 or b == 1 for a, b in batches), "matmul", "batch dimensions that broadcast", shapes)
+
+
+class MatmulFunction(torch.autograd.Function):
+    """matmul on the Triton path."""
+
+    @staticmethod
+    def forward(ctx, input, other):
+        ctx.save_for_backward(input, other)
+        return kernels.matmul.matmul_forward(input, other)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return matmul_backward(grad, *ctx.saved_tensors, ctx.needs_input_grad)
+
+
+def matmul_backward(grad, input, other, mask):
+    """The gradients that the mask chooses, on the Triton path, differentiable."""
+    kernel = functools.partial(kernels.matmul.matmul_backward, mask=mask)
+    return with_composed_derivative(kernel, composed_matmul_gradients, grad, input, other)
+
+
+def composed_matmul_gradients(grad, input, other):
+    """Both gradients in stock operators."""
+    g, A, B = grad, input, other
+    if other.dim() == 1:
+        g, B = g.unsqueeze(-1), B.unsqueeze(1)
+    if input.dim() == 1:
+        g, A = g.unsqueeze(-2), A.unsqueeze(0)
+    dA, dB = (g @ B.mT).sum_to_size(A.shape), (A.mT @ g).sum_to_size(B.shape)
+    return dA.reshape(input.shape), dB.reshape(other.shape)
 
 
 if native.library is not None:

@@ -4,7 +4,9 @@ import torch
 import torch.nn.functional as F
 
 from .. import native
+from ..triton_path import kernels
 from .checks import expect, expect_alike, expect_tensors
+from .composition import with_composed_derivative
 from .losses import REDUCTIONS, reduction_name, traceable_loss
 from .paths import choice, is_dynamo_compiling, overridden
 
@@ -61,6 +63,61 @@ def check_class_indices(op, input, target, weight):
     indices = (torch.int64, torch.uint8) if input.dim() <= 2 else (torch.int64,)
     expect(target.dtype in indices, op, "target of class indices, torch.int64", target.dtype)
     expect_alike(op, input=input, weight=weight)
+
+
+class NllLossFunction(torch.autograd.Function):
+    """nll_loss on the Triton path."""
+
+    @staticmethod
+    def forward(ctx, input, target, weight, reduction, ignore_index):
+        ctx.save_for_backward(input, target, weight)
+        ctx.options = reduction, ignore_index
+        return kernels.nll_loss.nll_loss_forward(input, target, weight, reduction, ignore_index)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return nll_loss_backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None
+
+
+def nll_loss_backward(grad, input, target, weight, reduction, ignore_index):
+    """The input's gradient on the Triton path, differentiable by ``grad``, all that it depends on differentiably."""
+
+    def kernel(grad):
+        return kernels.nll_loss.nll_loss_backward(grad, input, target, weight, reduction, ignore_index)
+
+    def compose(grad):
+        q, scale = class_distribution(grad, input.detach(), target, weight, reduction, ignore_index)
+        return -q * scale
+
+    return with_composed_derivative(kernel, compose, grad)
+
+
+def class_distribution(grad, input, target, weight, reduction, ignore_index, label_smoothing=0.0):
+    """(q, scale) in stock operators: the target as a distribution over the classes, and the gradient of a row's value.
+
+    cross_entropy is the sum of q (-log p) over a row, nll_loss the sum of q (-x). q has the input's shape and is zero in
+    rows that are ignored; scale broadcasts to it.
+    """
+    dim = min(1, input.dim() - 1)
+    classes = input.shape[dim]
+    by_class, counts = None, None
+    if weight is not None:
+        by_class = weight.reshape([-1 if d == dim else 1 for d in range(input.dim())])
+    if target.is_floating_point():
+        q, divisor = target, input.numel() // classes
+    else:
+        index = target.reshape(1) if input.dim() == 1 else target.unsqueeze(dim)
+        counts = index != ignore_index
+        q = torch.zeros_like(input).scatter(dim, torch.where(counts, index, 0).long(), 1)
+        divisor = (q * counts if by_class is None else q * by_class * counts).sum()
+    if label_smoothing > 0:
+        q = q * (1 - label_smoothing) + label_smoothing / classes
+    if by_class is not None:
+        q = q * by_class
+    if counts is not None:
+        q = q * counts
+    scale = grad / divisor if reduction == REDUCTIONS["mean"] else grad
+    return q, scale.unsqueeze(dim) if reduction == REDUCTIONS["none"] else scale
 
 
 if native.library is not None:

@@ -22,7 +22,6 @@ from ..backends import choice
 __all__ = ["KERNEL_DTYPES", "choice", "is_dynamo_compiling", "overridden", "products_are_ieee", "traceable"]
 
 KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-KERNEL_DEVICES = ("cpu",)
 
 
 def overridden(*arguments):
@@ -34,7 +33,13 @@ def traceable(*tensors):
     """Whether Dynamo is tracing and the registered operators cover these tensors (None is skipped)."""
     if not is_dynamo_compiling() or native.library is None or choice.name == "stock":
         return False
-    return all(t is None or (t.dtype in KERNEL_DTYPES and t.device.type in KERNEL_DEVICES) for t in tensors)
+    return all(t is None or (t.dtype in KERNEL_DTYPES and device_has_kernels(str(t.device))) for t in tensors)
+
+
+@torch.compiler.assume_constant_result  # a tensor under tracing is none to run a self-test with
+def device_has_kernels(device):
+    """Whether the native library has kernels for this device, and they have passed the self-test there."""
+    return device == "cpu" or (device.startswith("cuda") and native.library.has_kernels(torch.empty(0, device=device)))
 
 
 def products_are_ieee(tensor):

@@ -1,10 +1,14 @@
 """softmax: exponentials along a dimension that sum to 1; only the result is saved for the backward pass."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
 
 from .. import native
+from ..triton_path import kernels
 from .checks import expect, expect_tensors
+from .composition import with_composed_derivative
 from .paths import choice, is_dynamo_compiling, overridden, traceable
 
 
@@ -47,6 +51,35 @@ def check(op, input, dtype):
     computed = input.dtype if dtype is None else dtype
     floating = "a floating-point input, or a floating-point dtype to convert it to"
     expect(computed.is_floating_point, op, floating, computed, NotImplementedError)
+
+
+class SoftmaxFunction(torch.autograd.Function):
+    """softmax and log_softmax on the Triton path."""
+
+    @staticmethod
+    def forward(ctx, input, dim, logarithm):
+        output = kernels.softmax.softmax_forward(input, dim, logarithm)
+        ctx.save_for_backward(output)
+        ctx.dim, ctx.logarithm = dim, logarithm
+        return output
+
+    @staticmethod
+    def backward(ctx, grad):
+        return softmax_backward(grad, *ctx.saved_tensors, ctx.dim, ctx.logarithm), None, None
+
+
+def softmax_backward(grad, output, dim, logarithm):
+    """The input's gradient on the Triton path, differentiable."""
+    kernel = functools.partial(kernels.softmax.softmax_backward, dim=dim, logarithm=logarithm)
+    compose = functools.partial(composed_softmax_gradient, dim=dim, logarithm=logarithm)
+    return with_composed_derivative(kernel, compose, grad, output)
+
+
+def composed_softmax_gradient(g, y, dim, logarithm):
+    """The input's gradient in stock operators."""
+    if logarithm:
+        return g - y.exp() * g.sum(dim, keepdim=True)
+    return y * (g - (y * g).sum(dim, keepdim=True))
 
 
 if native.library is not None:

@@ -1,118 +1,51 @@
-"""The structs that csrc/cpu/*.h and csrc/numerics/updates.h declare, for float."""
+"""The structs that csrc/cpu/*.h, csrc/cuda/batch_offsets.cuh and csrc/numerics/updates.h declare."""
 
-from ctypes import Structure, c_bool, c_float, c_int, c_int64, c_void_p
+import functools
+from ctypes import Structure, c_bool, c_double, c_float, c_int, c_int64, c_uint32, c_uint64, c_void_p
+from types import SimpleNamespace
+
+import torch
 
 ACTIVATIONS = ("none", "relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu")
 LOSSES = ("mse_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits")
 REDUCTIONS = ("none", "mean", "sum")
+FUNCTIONS = ("exp", "exp_nonpositive", "log", "log1p", "tanh", "sigmoid", "erf")
 SAVES_INPUT = ("gelu", "gelu_tanh", "silu")
+STORAGE = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "BFloat16", torch.float16: "Half"}
+
+# Fields in order: an int64, a pointer*, or a name:type.
+DECLARATIONS = {
+    "MatrixView": "data* row column",
+    "Product": "M N K A:MatrixView B:MatrixView C* c_row bias* activation:enum preactivation* batch a_offset* b_offset*"
+    " c_batch",
+    "BatchOffsets": "dims:enum size:24 stride:24 count offsets*",
+    "LinearGradient": "rows columns grad* grad_row grad_column saved* activation:enum dz* dbias*",
+    "Dropout": "n x* y* key:uint64 threshold:uint32 scale:real",
+    "SliceSum": "outer rows inner x* x_outer x_row x_inner y*",
+    "ElementwiseLossArrays": "loss:enum reduction:enum count input* target* weight* pos_weight* mean_weight*"
+    " mean_weight_count grad* value* dinput* dtarget*",
+    "Softmax": "outer columns inner x* x_outer y* logarithm:bool",
+    "SoftmaxGradient": "outer columns inner grad* y* dx* logarithm:bool",
+    "ClassificationLoss": "outer classes inner input* input_outer indices* probabilities* ignore_index counted_rows"
+    " weight* smoothed:bool kept:real spread:real on_target:real reduction:enum grad* loss* dinput* dprobabilities*",
+    "SgdRule": "negative_lr:real momentum:real one_minus_dampening:real weight_decay:real nesterov:bool maximize:bool",
+    "SgdTensor": "count param* grad* buffer* first:bool",
+    "AdamRule": "beta1:real one_minus_beta1:real beta2:real one_minus_beta2:real eps:real weight_decay:real"
+    " negative_lr_weight_decay:real decoupled:bool amsgrad:bool maximize:bool",
+    "AdamTensor": "count param* grad* exp_avg* exp_avg_sq* max_exp_avg_sq* negative_step_size:real scale:real",
+    "GradTensor": "count grad*",
+}
 
 
-class MatrixView(Structure):
-    _fields_ = [("data", c_void_p), ("row", c_int64), ("column", c_int64)]
-
-
-class Product(Structure):
-    _fields_ = [
-        *((name, c_int64) for name in ("M", "N", "K")),
-        ("A", MatrixView),
-        ("B", MatrixView),
-        ("C", c_void_p),
-        ("c_row", c_int64),
-        ("bias", c_void_p),
-        ("activation", c_int),
-        ("preactivation", c_void_p),
-        ("batch", c_int64),
-        ("a_offset", c_void_p),
-        ("b_offset", c_void_p),
-        ("c_batch", c_int64),
-    ]
-
-
-class LinearGradient(Structure):
-    _fields_ = [
-        ("rows", c_int64),
-        ("columns", c_int64),
-        ("grad", c_void_p),
-        ("grad_row", c_int64),
-        ("grad_column", c_int64),
-        ("saved", c_void_p),
-        ("activation", c_int),
-        ("dz", c_void_p),
-        ("dbias", c_void_p),
-    ]
-
-
-class ElementwiseLossArrays(Structure):
-    _fields_ = [
-        ("loss", c_int),
-        ("reduction", c_int),
-        ("count", c_int64),
-        *((name, c_void_p) for name in ("input", "target", "weight", "pos_weight", "mean_weight")),
-        ("mean_weight_count", c_int64),
-        *((name, c_void_p) for name in ("grad", "value", "dinput", "dtarget")),
-    ]
-
-
-class Softmax(Structure):
-    _fields_ = [
-        *((name, c_int64) for name in ("outer", "columns", "inner")),
-        ("x", c_void_p),
-        ("x_outer", c_int64),
-        ("y", c_void_p),
-        ("logarithm", c_bool),
-    ]
-
-
-class SoftmaxGradient(Structure):
-    _fields_ = [
-        *((name, c_int64) for name in ("outer", "columns", "inner")),
-        *((name, c_void_p) for name in ("grad", "y", "dx")),
-        ("logarithm", c_bool),
-    ]
-
-
-class ClassificationLoss(Structure):
-    _fields_ = [
-        *((name, c_int64) for name in ("outer", "classes", "inner")),
-        ("input", c_void_p),
-        ("input_outer", c_int64),
-        ("indices", c_void_p),
-        ("probabilities", c_void_p),
-        ("ignore_index", c_int64),
-        ("counted_rows", c_int64),
-        ("weight", c_void_p),
-        ("smoothed", c_bool),
-        *((name, c_float) for name in ("kept", "spread", "on_target")),
-        ("reduction", c_int),
-        *((name, c_void_p) for name in ("grad", "loss", "dinput", "dprobabilities")),
-    ]
-
-
-class SgdRule(Structure):
-    _fields_ = [
-        *((name, c_float) for name in ("negative_lr", "momentum", "one_minus_dampening", "weight_decay")),
-        ("nesterov", c_bool),
-        ("maximize", c_bool),
-    ]
-
-
-class SgdTensor(Structure):
-    _fields_ = [("count", c_int64), ("param", c_void_p), ("grad", c_void_p), ("buffer", c_void_p), ("first", c_bool)]
-
-
-class AdamRule(Structure):
-    _fields_ = [
-        *((name, c_float) for name in ("beta1", "one_minus_beta1", "beta2", "one_minus_beta2", "eps", "weight_decay")),
-        ("negative_lr_weight_decay", c_float),
-        *((name, c_bool) for name in ("decoupled", "amsgrad", "maximize")),
-    ]
-
-
-class AdamTensor(Structure):
-    _fields_ = [
-        ("count", c_int64),
-        *((name, c_void_p) for name in ("param", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")),
-        ("negative_step_size", c_float),
-        ("scale", c_float),
-    ]
+@functools.cache
+def structures(dtype):
+    """Every struct for tensors of `dtype`, by its name."""
+    kinds = {"enum": c_int, "bool": c_bool, "uint32": c_uint32, "uint64": c_uint64, "24": c_int64 * 24}
+    kinds["real"] = c_double if dtype == torch.float64 else c_float
+    for name, fields in DECLARATIONS.items():
+        parts = (field.partition(":") for field in fields.split())
+        typed = [
+            (f.rstrip("*"), kinds[kind] if kind else c_void_p if f[-1] == "*" else c_int64) for f, _, kind in parts
+        ]
+        kinds[name] = type(name, (Structure,), {"_fields_": typed})
+    return SimpleNamespace(**{name: kinds[name] for name in DECLARATIONS})

@@ -3,7 +3,7 @@
 import torch
 from accuracy import assert_same_bits
 
-from pytorch_ext import optim
+from pytorch_ext import native, optim
 from pytorch_ext.functional import linear, matmul
 
 from . import ops
@@ -13,76 +13,145 @@ library = torch.ops.pytorch_ext
 SPECIAL = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e-40, -1e-42, -0.0, 3e38, -3e38])
 
 
-def random(*shape, special=False):
+def random(*shape, special=False, dtype=torch.float32):
     """Normal numbers; with `special`, one in some seventeen is NaN, infinite, subnormal, -0 or huge."""
     x = torch.randn(shape)
     if special:
         x.view(-1)[::17] = SPECIAL.repeat(x.numel())[: x.view(-1)[::17].numel()]
-    return x
+    return x.to(dtype)
 
 
-def check_all(ours, theirs, what):
+def check_all(machine, ours, theirs, what):
     for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-        if b is not None:
-            assert_same_bits(a.reshape(b.shape), b, f"result {i} of {what}")
+        if b is None:
+            continue
+        a = a.reshape(b.shape)
+        if machine.tolerance:
+            torch.testing.assert_close(a, b, rtol=machine.tolerance, atol=machine.tolerance, equal_nan=True)
+        else:
+            assert_same_bits(a, b, f"result {i} of {what}")
 
 
 def check_linear_forward(machine, m, n, k, activation="none", bias=True, special=False):
-    x, w, b = random(m, k, special=special), random(n, k), random(n) if bias else None
+    x, w = random(m, k, special=special, dtype=machine.dtype), random(n, k, dtype=machine.dtype)
+    b = random(n, dtype=machine.dtype) if bias else None
     y, z = ops.product(machine, x, w.T, b, activation, preactivation=True)
     expected = [linear(x, w, b, activation=activation), linear(x, w, b)]
-    check_all([y, z], expected, f"linear {(m, n, k, activation)}")
+    check_all(machine, [y, z], expected, f"linear {(m, n, k, activation)}")
 
 
 def check_matmul(machine, a, b):
-    check_all(ops.product(machine, a, b)[:1], [matmul(a, b)], f"matmul {(*a.shape, *b.shape)}")
+    check_all(machine, ops.product(machine, a, b)[:1], [matmul(a, b)], f"matmul {(*a.shape, *b.shape)}")
 
 
 def check_linear_backward(machine, m, n, k, activation="none", grad=None):
-    x, w, b = random(m, k), random(n, k), random(n)
-    grad = random(m, n) if grad is None else grad
+    x, w, b = (random(*shape, dtype=machine.dtype) for shape in ((m, k), (n, k), (n,)))
+    grad = random(m, n, dtype=machine.dtype) if grad is None else grad
     z = linear(x, w, b)
     saved = z if activation in SAVES_INPUT else linear(x, w, b, activation=activation)
     saved = None if activation == "none" else saved
+    what = f"linear {(m, n, k, activation)}"
+    if machine.dtype.itemsize == 2:  # no products: with the identity for a weight the library's dx is dz, without -0
+        x, w = torch.zeros(m, n, dtype=machine.dtype), torch.eye(n, dtype=machine.dtype)
+        dz, _, dbias = library.linear_backward(grad, x, w, saved, activation, [True, True, True])
+        ours = ops.linear_gradient(machine, grad, saved, activation)
+        return check_all(machine, [ours[0] + 0, ours[1]], [dz, dbias], what)
     expected = library.linear_backward(grad, x, w, saved, activation, [True, True, True])
-    check_all(ops.linear_backward(machine, grad, x, w, saved, activation), expected, f"linear {(m, n, k, activation)}")
+    check_all(machine, ops.linear_backward(machine, grad, x, w, saved, activation), expected, what)
+
+
+def check_function(machine, name, x):
+    x = -x.abs() if name == "exp_nonpositive" else x
+    check_all(machine, [ops.apply_function(machine, name, x)], [native.library.apply_function(name, x)], name)
+
+
+def check_activation(machine, kind, count, special=False):
+    x, grad = (random(count, special=special, dtype=machine.dtype) for _ in range(2))
+    y = library.activation_forward(x, kind)
+    check_all(machine, [ops.activation(machine, kind, x)], [y], f"{kind} of {count}")
+    saved = x if kind in SAVES_INPUT else y
+    expected = library.activation_backward(grad, saved, kind)
+    ours = ops.activation_gradient(machine, kind, grad, saved)
+    check_all(machine, [ours], [expected], f"the gradient of {kind} of {count}")
+
+
+def check_dropout(machine, count, p, key, special=False):
+    x = random(count, special=special, dtype=machine.dtype)
+    expected = library.dropout_forward(x, p, torch.tensor(key))
+    check_all(machine, [ops.dropout(machine, x, p, key)], [expected], f"dropout of {count}, p {p}")
+
+
+def check_sum_slices(machine, x):
+    """x: three dimensions, of which the last or the middle one has stride 1."""
+    expected = native.library.sum_to_size(x, (x.shape[0], 1, x.shape[2]))
+    check_all(machine, [ops.sum_slices(machine, x)], [expected], f"the sum of {x.shape}, strides {x.stride()}")
+
+
+def check_batch_offsets(machine, t):
+    """t: numbers that count the elements of its storage."""
+    offsets = ops.batch_offsets(machine, t).tensor
+    assert torch.equal(t.storage_offset() + offsets, t[..., 0, 0].flatten().long())
 
 
 def check_elementwise_loss(machine, loss, shape, reduction="mean", weighted=False, pos_weighted=False, special=False):
-    x, target = random(*shape, special=special), random(*shape)
-    weight = random(*shape).abs() if weighted else None
-    pos_weight = random(*shape).abs() if pos_weighted else None
+    x, target = random(*shape, special=special, dtype=machine.dtype), random(*shape, dtype=machine.dtype)
+    if loss == "binary_cross_entropy":
+        x, target = (torch.clamp(t / 4 + 0.5, 0, 1) for t in (x, target))
+    weight = random(*shape, dtype=machine.dtype).abs() if weighted else None
+    pos_weight = random(*shape, dtype=machine.dtype).abs() if pos_weighted else None
     mean_weight = weight if loss == "mse_loss" else None
     number = REDUCTIONS.index(reduction)
     expected = library.elementwise_loss_forward(x, target, weight, pos_weight, loss, number, [True, True])
     args = (machine, loss, reduction, x, target, weight, pos_weight, mean_weight)
-    check_all(ops.elementwise_loss(*args), expected, f"{loss} {shape} {reduction}")
-    grad = random(*expected[0].shape)
+    check_all(machine, ops.elementwise_loss(*args), expected, f"{loss} {shape} {reduction}")
+    grad = random(*expected[0].shape, dtype=machine.dtype)
     expected = library.elementwise_loss_backward(grad, x, target, weight, pos_weight, loss, number, [True, True])
-    check_all(ops.elementwise_loss(*args, grad=grad)[1:], expected, f"the gradient of {loss} {shape} {reduction}")
+    ours = ops.elementwise_loss(*args, grad=grad, value=False)[1:]
+    check_all(machine, ours, expected, f"the gradient of {loss} {shape} {reduction}")
 
 
 def check_softmax(machine, shape, dim=-1, logarithm=False, special=False):
-    x, grad = 4 * random(*shape, special=special), random(*shape)
+    x, grad = 4 * random(*shape, special=special, dtype=machine.dtype), random(*shape, dtype=machine.dtype)
     y = library.softmax_forward(x, dim, logarithm)
     what = f"softmax {shape}, dim {dim}, logarithm {logarithm}"
-    check_all([ops.softmax(machine, x, dim, logarithm)], [y], what)
+    check_all(machine, [ops.softmax(machine, x, dim, logarithm)], [y], what)
     expected = library.softmax_backward(grad, y, dim, logarithm)
-    check_all([ops.softmax_gradient(machine, grad, y, dim, logarithm)], [expected], f"the gradient of {what}")
+    check_all(machine, [ops.softmax_gradient(machine, grad, y, dim, logarithm)], [expected], f"the gradient of {what}")
 
 
-def check_cross_entropy(machine, shape, reduction="mean", weighted=False, smoothing=0.0, special=False):
-    x, classes = 4 * random(*shape, special=special), shape[1]
+def class_operands(machine, shape, weighted, special):
+    """(logits, indices of which every third is ignored, class weights or None)"""
+    x, classes = 4 * random(*shape, special=special, dtype=machine.dtype), shape[1]
     target = torch.randint(classes, (shape[0], *shape[2:]))
     target.view(-1)[1::3] = -100
-    weight = random(classes).abs() if weighted else None
+    return x, target, random(classes, dtype=machine.dtype).abs() if weighted else None
+
+
+def check_cross_entropy(
+    machine, shape, reduction="mean", weighted=False, smoothing=0.0, special=False, probabilities=False
+):
+    x, target, weight = class_operands(machine, shape, weighted, special)
+    if probabilities:
+        target = torch.softmax(random(*shape), 1).to(machine.dtype)
     number, what = REDUCTIONS.index(reduction), f"cross_entropy {shape} {reduction}"
-    expected = library.cross_entropy_forward(x, target, weight, number, -100, smoothing, True)
+    loss, dx = library.cross_entropy_forward(x, target, weight, number, -100, smoothing, True)
     args = (machine, x, target, weight, reduction, -100, smoothing)
-    check_all(ops.cross_entropy(*args), expected, what)
-    grad = random(*expected[0].shape)
-    expected = library.cross_entropy_backward(grad, x, target, weight, number, -100, smoothing, [True, False])
-    check_all(ops.cross_entropy(*args, grad=grad)[1:], expected[:1], f"the gradient of {what}")
+    check_all(machine, ops.cross_entropy(*args)[:2], [loss, dx], what)
+    grad = random(*loss.shape, dtype=machine.dtype)
+    expected = library.cross_entropy_backward(grad, x, target, weight, number, -100, smoothing, [True, probabilities])
+    ours = ops.cross_entropy(*args, grad=grad, value=False)[1:]
+    check_all(machine, ours, expected, f"the gradients of {what}")
+
+
+def check_nll_loss(machine, shape, reduction="mean", weighted=False, special=False):
+    x, target, weight = class_operands(machine, shape, weighted, special)
+    number, what = REDUCTIONS.index(reduction), f"nll_loss {shape} {reduction}"
+    expected = library.nll_loss_forward(x, target, weight, number, -100)
+    args = (machine, x, target, weight, reduction)
+    check_all(machine, ops.nll_loss(*args)[:1], [expected], what)
+    grad = random(*expected.shape, dtype=machine.dtype)
+    expected = library.nll_loss_backward(grad, x, target, weight, number, -100)
+    check_all(machine, ops.nll_loss(*args, grad=grad, value=False)[1:], [expected], f"the gradient of {what}")
 
 
 def _power(base, exponent):
@@ -95,36 +164,63 @@ def _power(base, exponent):
     return result
 
 
-def _parameters(sizes, special=False):
-    params = [random(size).requires_grad_() for size in sizes]
+def adam_factors(lr, beta1, beta2, step):
+    """(negative step size, scale) as csrc/numerics/coefficients.h has them."""
+    return -(lr / (1 - _power(beta1, step))), 1 / (1 - _power(beta2, step)) ** 0.5
+
+
+def adam_rule(lr, beta1, beta2, eps, weight_decay, **flags):
+    return {
+        "beta1": beta1,
+        "one_minus_beta1": 1 - beta1,
+        "beta2": beta2,
+        "one_minus_beta2": 1 - beta2,
+        "eps": eps,
+        "weight_decay": weight_decay,
+        "negative_lr_weight_decay": -(lr * weight_decay),
+        **flags,
+    }
+
+
+def sgd_rule(lr, momentum, dampening, weight_decay, **flags):
+    rule = {"negative_lr": -lr, "momentum": momentum, "one_minus_dampening": 1 - dampening}
+    return {**rule, "weight_decay": weight_decay, **flags}
+
+
+def _parameters(machine, sizes, special=False):
+    params = [random(size, dtype=machine.dtype).requires_grad_() for size in sizes]
     for p in params:
-        p.grad = random(*p.shape, special=special)
+        p.grad = random(*p.shape, special=special, dtype=machine.dtype)
     return params, [p.grad.clone() for p in params]
 
 
 def check_sgd(machine, sizes, momentum=0.9, weight_decay=0.01, nesterov=True, special=False):
-    params, grads = _parameters(sizes, special)
+    params, grads = _parameters(machine, sizes, special)
     optimizer = optim.SGD(params, 0.1, momentum, 0.0, weight_decay, nesterov)
-    rule = {"negative_lr": -0.1, "momentum": momentum, "one_minus_dampening": 1, "weight_decay": weight_decay}
-    rule["nesterov"] = nesterov
+    rule = sgd_rule(0.1, momentum, 0, weight_decay, nesterov=nesterov)
     ours = [p.detach().clone() for p in params]
-    buffers = [torch.empty(size) for size in sizes] if momentum else None
+    buffers = [torch.empty(size, dtype=machine.dtype) for size in sizes] if momentum else None
     for step in range(2):
         ours, buffers = ops.sgd_step(machine, rule, ours, grads, buffers, first=step == 0)
         optimizer.step()
-        check_all(ours, [p.detach() for p in params], f"SGD, step {step}")
+        check_all(machine, ours, [p.detach() for p in params], f"SGD, step {step}")
 
 
 def check_adam(machine, sizes, weight_decay=0.01, decoupled=False, amsgrad=False, special=False):
-    params, grads = _parameters(sizes, special)
+    params, grads = _parameters(machine, sizes, special)
     optimizer = (optim.AdamW if decoupled else optim.Adam)(params, 1e-3, weight_decay=weight_decay, amsgrad=amsgrad)
-    rule = {"beta1": 0.9, "one_minus_beta1": 1 - 0.9, "beta2": 0.999, "one_minus_beta2": 1 - 0.999, "eps": 1e-8}
-    rule |= {"weight_decay": weight_decay, "negative_lr_weight_decay": -(1e-3 * weight_decay)}
-    rule |= {"decoupled": decoupled, "amsgrad": amsgrad}
+    rule = adam_rule(1e-3, 0.9, 0.999, 1e-8, weight_decay, decoupled=decoupled, amsgrad=amsgrad)
     ours = [p.detach().clone() for p in params]
-    state = [[torch.zeros(size) for size in sizes] for _ in range(2 + amsgrad)]
+    state = [[torch.zeros(size, dtype=machine.dtype) for size in sizes] for _ in range(2 + amsgrad)]
     for step in (1, 2, 3):
-        step_size, scale = 1e-3 / (1 - _power(0.9, step)), 1 / (1 - _power(0.999, step)) ** 0.5
-        ours, *state = ops.adam_step(machine, rule, -step_size, scale, ours, grads, *state)
+        ours, *state = ops.adam_step(machine, rule, *adam_factors(1e-3, 0.9, 0.999, step), ours, grads, *state)
         optimizer.step()
-        check_all(ours, [p.detach() for p in params], f"Adam, step {step}")
+        check_all(machine, ours, [p.detach() for p in params], f"Adam, step {step}")
+
+
+def check_clip_gradients(machine, sizes, max_norm, special=False):
+    params, grads = _parameters(machine, sizes, special)
+    norm, clipped = ops.clip_gradients(machine, grads, max_norm)
+    expected = optim.clip_grad_norm_(params, max_norm)
+    what = f"clipping to {max_norm}"
+    check_all(machine, [norm.to(machine.dtype), *clipped], [expected, *(p.grad for p in params)], what)

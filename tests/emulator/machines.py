@@ -3,32 +3,45 @@
 All kernels of a machine read and write the arrays that were put into its memory, and no others.
 """
 
+import collections
 import ctypes
 import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
+import torch
 from ptx.interpreter import Launch
 
+from .arguments import STORAGE, structures
 from .memory import Memory
 
 FOLDER = Path(__file__).resolve().parent
 FLAGS = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno", "-DPYTORCH_EXT_ISA=device"]
 FLAGS += ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 
-ALIGNMENT = 64  # elements of a workspace, which begins as aligned as device memory does
+WORKSPACE = 64  # elements of a workspace are a multiple of it: it begins as aligned as device memory does
 
-POINTER, INTEGER = ctypes.c_void_p, ctypes.c_int64
-LAUNCHERS = {
-    "product": [POINTER, POINTER],
-    "linear_gradient": [POINTER, POINTER],
-    "elementwise_loss": [POINTER, POINTER],
-    "softmax": [POINTER],
-    "softmax_gradient": [POINTER],
-    "cross_entropy": [POINTER, POINTER],
-    "sgd_step": [POINTER, POINTER, INTEGER],
-    "adam_step": [POINTER, POINTER, INTEGER],
+POINTER, INTEGER, REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+STRUCT, LIST = [POINTER], [POINTER, INTEGER]
+LAUNCHERS = {  # their parameters, but for the workspace: what a launcher that needs one takes last
+    "product": STRUCT,
+    "batch_offsets": STRUCT,
+    "apply_function": [INTEGER, INTEGER, POINTER, POINTER],
+    "linear_gradient": STRUCT,
+    "activation": [INTEGER, INTEGER, POINTER, POINTER],
+    "activation_gradient": [INTEGER, INTEGER, POINTER, POINTER, POINTER],
+    "dropout": STRUCT,
+    "sum_slices": STRUCT,
+    "elementwise_loss": STRUCT,
+    "softmax": STRUCT,
+    "softmax_gradient": STRUCT,
+    "cross_entropy": STRUCT,
+    "nll_loss": STRUCT,
+    "sgd_step": [POINTER, *LIST],
+    "adam_step": [POINTER, *LIST],
+    "gradient_norm": [*LIST, POINTER],
+    "clip_gradients": [*LIST, REAL, POINTER],
 }
 
 
@@ -36,11 +49,16 @@ def compiler():
     return shutil.which("c++") or shutil.which("g++")
 
 
-def compile_runner(folder, fma_flags=()):
+def storage_flags(dtype):
+    """What runner.cpp is compiled with for tensors of `dtype`."""
+    return [f"-DSTORAGE={STORAGE[dtype]}", *(["-DSTORAGE_OF_16_BITS"] if dtype.itemsize == 2 else [])]
+
+
+def compile_runner(folder, dtype, fma_flags=()):
     """runner.cpp as a shared library; with `fma_flags` the compiler may use the processor's fma."""
     library = Path(folder, "runner.so")
-    command = [compiler(), *FLAGS, *fma_flags, str(FOLDER / "runner.cpp"), "-o", str(library), "-ldl"]
-    result = subprocess.run(command, capture_output=True, text=True)
+    command = [compiler(), *FLAGS, *storage_flags(dtype), *fma_flags, str(FOLDER / "runner.cpp"), "-o", str(library)]
+    result = subprocess.run([*command, "-ldl"], capture_output=True, text=True)
     if result.returncode or result.stderr:
         raise RuntimeError(f"{' '.join(command)}\n{result.stderr}")
     return load(library)
@@ -49,28 +67,42 @@ def compile_runner(folder, fma_flags=()):
 def load(library):
     runner = ctypes.CDLL(str(library))
     for name, parameters in LAUNCHERS.items():
-        getattr(runner, name).argtypes = parameters
-        if hasattr(runner, f"{name}_workspace"):
-            getattr(runner, f"{name}_workspace").argtypes = [ctypes.c_void_p]
-            getattr(runner, f"{name}_workspace").restype = ctypes.c_int64
-    runner.emulator_launches.restype = ctypes.c_int64
-    runner.emulator_error.restype = runner.recorded_kernel.restype = ctypes.c_char_p
-    runner.recorded_argument.restype = ctypes.c_void_p
+        if not hasattr(runner, name):  # products of 16 bits
+            continue
+        workspace = f"{name}_workspace"
+        getattr(runner, name).argtypes = parameters + [POINTER] * hasattr(runner, workspace)
+        if hasattr(runner, workspace):
+            getattr(runner, workspace).argtypes = LIST if parameters[1:2] else STRUCT
+            getattr(runner, workspace).restype = INTEGER
+    runner.launched_kernels.restype = runner.emulator_error.restype = runner.recorded_kernel.restype = ctypes.c_char_p
+    runner.recorded_argument.restype = POINTER
     return runner
 
 
+def launches_of(runner):
+    """{kernel: how often the emulator has run it}."""
+    lines = (line.rpartition(" ") for line in runner.launched_kernels().decode().splitlines())
+    return collections.Counter({name: int(count) for name, _, count in lines})
+
+
 class Machine:
-    def __init__(self, runner, multiprocessors=132):
-        self.runner, self.memory = runner, Memory()
+    """Runs the launchers on tensors of `dtype`. Arrays begin at multiples of `alignment` bytes."""
+
+    def __init__(self, runner, dtype=torch.float32, multiprocessors=132, alignment=1):
+        self.runner, self.dtype, self.memory = runner, dtype, Memory(dtype, alignment)
+        self.structures, self.tolerance = structures(dtype), 0
         runner.set_multiprocessors(multiprocessors)
 
     def call(self, launcher, *arguments):
         """Run a launcher. Structs are passed by reference, addresses as they are, and the workspace is added."""
         arguments = [ctypes.byref(a) if isinstance(a, ctypes.Structure) else a for a in arguments]
-        if hasattr(self.runner, f"{launcher}_workspace"):
-            count = getattr(self.runner, f"{launcher}_workspace")(arguments[0])
-            arguments.append(self.memory.empty(-(-count // ALIGNMENT) * ALIGNMENT).address)
+        size_of_workspace = getattr(self.runner, f"{launcher}_workspace", None)
+        if size_of_workspace:
+            count = size_of_workspace(*arguments[: len(size_of_workspace.argtypes)])
+            real = torch.float64 if self.dtype == torch.float64 else torch.float32
+            arguments.append(self.memory.empty(-(-count // WORKSPACE) * WORKSPACE, dtype=real).address)
         self.run(launcher, arguments)
+        self.memory.check()
 
     def run(self, launcher, arguments):
         error = getattr(self.runner, launcher)(*arguments)
@@ -80,8 +112,8 @@ class Machine:
 
 
 class Emulator(Machine):
-    def __init__(self, runner, backwards=False, multiprocessors=132):
-        super().__init__(runner, multiprocessors)
+    def __init__(self, runner, dtype=torch.float32, backwards=False, multiprocessors=132):
+        super().__init__(runner, dtype, multiprocessors, alignment=16 if backwards else 1)
         self.backwards = backwards
 
     def run(self, launcher, arguments):
@@ -90,11 +122,11 @@ class Emulator(Machine):
 
 
 class Interpreter(Machine):
-    """`kernels`: what ptx.parse made of nvcc's PTX."""
+    """`kernels`: what ptx.parse made of nvcc's PTX. `launches` counts the launches of each."""
 
-    def __init__(self, runner, kernels, multiprocessors=132):
-        super().__init__(runner, multiprocessors)
-        self.kernels = kernels
+    def __init__(self, runner, kernels, dtype=torch.float32, multiprocessors=132, alignment=16):
+        super().__init__(runner, dtype, multiprocessors, alignment)
+        self.kernels, self.launches = kernels, collections.Counter()
 
     def run(self, launcher, arguments):
         runner = self.runner
@@ -107,6 +139,7 @@ class Interpreter(Machine):
         for name, grid, block, shared_bytes, values in launches:
             kernel = self.kernels[name]
             Launch(kernel, grid, block, shared_bytes, values, self.memory.regions, self.fma).run()
+            self.launches[name] += 1
 
     def recorded(self, i):
         shape = (ctypes.c_int64 * 7)()

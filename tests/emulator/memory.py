@@ -1,4 +1,4 @@
-"""Device memory for tests: every array ends where a page begins that nobody may touch."""
+"""Device memory for tests: an array ends where a page begins that nobody may touch."""
 
 import ctypes
 import mmap
@@ -6,14 +6,13 @@ import mmap
 import numpy as np
 import torch
 
-PROT_NONE, PROT_READ_WRITE = 0, 3
+PROT_NONE = 0
 
 
 class Array:
-    """Host memory that plays device memory; `numpy` is a view of it."""
+    """Host memory that plays device memory. It begins at a multiple of `alignment` bytes."""
 
-    def __init__(self, shape, dtype):
-        dtype = np.dtype(dtype)
+    def __init__(self, shape, dtype, alignment=1):
         size = int(np.prod(shape)) * dtype.itemsize
         pages = -(-size // mmap.PAGESIZE)
         self.map = mmap.mmap(-1, (pages + 2) * mmap.PAGESIZE)
@@ -22,29 +21,36 @@ class Array:
         for page in (start, end):
             if ctypes.CDLL(None, use_errno=True).mprotect(ctypes.c_void_p(page), mmap.PAGESIZE, PROT_NONE):
                 raise OSError(ctypes.get_errno(), "mprotect")
-        self.address = end - size
-        self.numpy = np.frombuffer(self.map, dtype, size // dtype.itemsize, self.address - start).reshape(shape)
-
-    @property
-    def tensor(self):
-        return torch.from_numpy(self.numpy)
+        self.address = (end - size) // alignment * alignment
+        self.bytes, self.beyond = (
+            np.frombuffer(self.map, np.uint8, length, begin - start)
+            for begin, length in ((self.address, size), (self.address + size, end - self.address - size))
+        )
+        self.bytes.fill(0xFF)
+        self.beyond.fill(0xFF)
+        self.tensor = torch.from_numpy(self.bytes).view(dtype).view(shape) if size else torch.empty(shape, dtype=dtype)
 
     @property
     def region(self):
-        return self.address, self.numpy.reshape(-1).view(np.uint8)
+        return self.address, self.bytes
 
 
 class Memory:
     """What a test has put on the device."""
 
-    def __init__(self):
+    def __init__(self, dtype, alignment=1):
+        self.dtype, self.alignment = dtype, alignment
         self.arrays = []
 
-    def empty(self, *shape, dtype=np.float32):
+    def empty(self, *shape, dtype=None):
         """NaN, or -1."""
-        array = Array(shape, dtype)
-        array.numpy.view(np.uint8).fill(0xFF)
-        self.arrays.append(array)
+        self.arrays.append(Array(shape, dtype or self.dtype, self.alignment))
+        return self.arrays[-1]
+
+    def copy(self, tensor):
+        """A contiguous copy."""
+        array = self.empty(*tensor.shape, dtype=tensor.dtype)
+        array.tensor.copy_(tensor.detach())
         return array
 
     def put(self, tensor):
@@ -54,11 +60,14 @@ class Memory:
         span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
         if tensor.numel() == 0:
             span = 0
-        flat = tensor.detach().as_strided((span,), (1,), tensor.storage_offset()).numpy()
-        array = self.empty(span, dtype=flat.dtype)
-        array.numpy[:] = flat
-        return array.address
+        return self.copy(tensor.detach().as_strided((span,), (1,), tensor.storage_offset())).address
+
+    def check(self):
+        """Raise where something was written between an array's end and the page behind it."""
+        for array in self.arrays:
+            if array.beyond.size and (array.beyond != 0xFF).any():
+                raise RuntimeError(f"something was written behind an array of {array.tensor.shape}")
 
     @property
     def regions(self):
-        return [array.region for array in self.arrays if array.numpy.size]
+        return [array.region for array in self.arrays if array.bytes.size]

@@ -2,27 +2,43 @@
 
 import torch
 
-from . import arguments as args
+from .arguments import ACTIVATIONS, FUNCTIONS, LOSSES, REDUCTIONS
+
+
+def _addresses(*arrays):
+    return [array.address if array else None for array in arrays]
+
+
+def _tensors(*arrays):
+    return [array.tensor if array else None for array in arrays]
+
+
+def batch_offsets(machine, t):
+    """The address of where the matrices of `t` begin, for every index of its leading dimensions."""
+    sizes, strides = t.shape[:-2], t.stride()[:-2]
+    p = machine.structures.BatchOffsets(dims=len(sizes), count=sizes.numel())
+    p.size[: len(sizes)], p.stride[: len(sizes)] = sizes, strides
+    offsets = machine.memory.empty(p.count, dtype=torch.int64)
+    p.offsets = offsets.address
+    machine.call("batch_offsets", p)
+    return offsets
 
 
 def product(machine, a, b, bias=None, activation="none", preactivation=False):
     """(activation(a b + bias), a b + bias or None), a (..., M, K) and b (..., K, N) with equal leading dimensions."""
-    batch = a.shape[:-2].numel()
-    a, b = (t if t.dim() <= 3 else t.flatten(0, -3) for t in (a, b))
-    (m, k), n = a.shape[-2:], b.shape[-1]
-    y = machine.memory.empty(batch, m, n)
-    z = machine.memory.empty(batch, m, n) if preactivation else None
-    p = args.Product(M=m, N=n, K=k, C=y.address, c_row=n, batch=batch, c_batch=m * n)
+    batch, (m, k), n = a.shape[:-2], a.shape[-2:], b.shape[-1]
+    y = machine.memory.empty(*batch, m, n)
+    z = machine.memory.empty(*batch, m, n) if preactivation else None
+    p = machine.structures.Product(M=m, N=n, K=k, C=y.address, c_row=n, batch=batch.numel(), c_batch=m * n)
     for view, t in ((p.A, a), (p.B, b)):
         view.data, view.row, view.column = machine.memory.put(t), t.stride(-2), t.stride(-1)
-    if a.dim() == 3:
-        p.a_offset, p.b_offset = (machine.memory.put(torch.arange(batch) * t.stride(0)) for t in (a, b))
+    if batch:
+        p.a_offset, p.b_offset = (batch_offsets(machine, t).address for t in (a, b))
     p.bias = machine.memory.put(bias)
-    p.activation = args.ACTIVATIONS.index(activation)
+    p.activation = ACTIVATIONS.index(activation)
     p.preactivation = z.address if z else None
     machine.call("product", p)
-    shape = (*a.shape[:-2], m, n)
-    return y.tensor.view(shape), z.tensor.view(shape) if z else None
+    return _tensors(y, z)
 
 
 def linear_gradient(machine, grad, saved=None, activation="none", bias=True):
@@ -30,10 +46,9 @@ def linear_gradient(machine, grad, saved=None, activation="none", bias=True):
     rows, columns = grad.shape
     dz = machine.memory.empty(rows, columns) if saved is not None else None
     dbias = machine.memory.empty(columns) if bias else None
-    p = args.LinearGradient(rows=rows, columns=columns, grad=machine.memory.put(grad), saved=machine.memory.put(saved))
-    p.grad_row, p.grad_column = grad.stride()
-    p.activation = args.ACTIVATIONS.index(activation)
-    p.dz, p.dbias = (t.address if t else None for t in (dz, dbias))
+    p = machine.structures.LinearGradient(rows, columns, machine.memory.put(grad), *grad.stride())
+    p.saved, p.activation = machine.memory.put(saved), ACTIVATIONS.index(activation)
+    p.dz, p.dbias = _addresses(dz, dbias)
     machine.call("linear_gradient", p)
     return dz.tensor if dz else grad, dbias.tensor if dbias else None
 
@@ -44,17 +59,56 @@ def linear_backward(machine, grad, x, weight, saved=None, activation="none"):
     return product(machine, dz, weight)[0], product(machine, dz.T, x)[0], dbias
 
 
-def elementwise_loss(machine, loss, reduction, x, target, weight=None, pos_weight=None, mean_weight=None, grad=None):
-    """(value, dinput, dtarget) of contiguous arrays."""
+def apply_function(machine, function, x):
+    y = machine.memory.empty(*x.shape)
+    machine.call("apply_function", FUNCTIONS.index(function), x.numel(), machine.memory.put(x), y.address)
+    return y.tensor
+
+
+def activation(machine, kind, x):
+    y = machine.memory.empty(*x.shape)
+    machine.call("activation", ACTIVATIONS.index(kind), x.numel(), machine.memory.put(x), y.address)
+    return y.tensor
+
+
+def activation_gradient(machine, kind, grad, saved):
+    dx, put = machine.memory.empty(*grad.shape), machine.memory.put
+    machine.call("activation_gradient", ACTIVATIONS.index(kind), grad.numel(), put(grad), put(saved), dx.address)
+    return dx.tensor
+
+
+def dropout(machine, x, p, key):
+    y = machine.memory.empty(*x.shape)
+    threshold = round(p * 2**32)
+    threshold, scale = (threshold, 1 / (1 - p)) if threshold < 2**32 else (0, 0)
+    d = machine.structures.Dropout(x.numel(), machine.memory.put(x), y.address, key % 2**64, threshold, scale)
+    machine.call("dropout", d)
+    return y.tensor
+
+
+def sum_slices(machine, x):
+    """The sum over the middle one of three dimensions."""
+    outer, rows, inner = x.shape
+    y, (x_outer, x_row, x_inner) = machine.memory.empty(outer, inner), x.stride()
+    p = machine.structures.SliceSum(outer, rows, inner, machine.memory.put(x), x_outer, x_row, x_inner, y.address)
+    machine.call("sum_slices", p)
+    return y.tensor
+
+
+def elementwise_loss(
+    machine, loss, reduction, x, target, weight=None, pos_weight=None, mean_weight=None, grad=None, value=True
+):
+    """(value, dinput, dtarget) of contiguous arrays; the value only where it is wanted."""
     shape = x.shape if reduction == "none" else (1,)
-    value, dinput, dtarget = (machine.memory.empty(*s) for s in (shape, x.shape, x.shape))
-    p = args.ElementwiseLossArrays(count=x.numel(), value=value.address, dinput=dinput.address, dtarget=dtarget.address)
-    p.loss, p.reduction = args.LOSSES.index(loss), args.REDUCTIONS.index(reduction)
+    value = machine.memory.empty(*shape) if value else None
+    dinput, dtarget = machine.memory.empty(*x.shape), machine.memory.empty(*x.shape)
+    p = machine.structures.ElementwiseLossArrays(LOSSES.index(loss), REDUCTIONS.index(reduction), x.numel())
     p.input, p.target, p.weight, p.pos_weight = map(machine.memory.put, (x, target, weight, pos_weight))
     p.mean_weight, p.grad = machine.memory.put(mean_weight), machine.memory.put(grad)
     p.mean_weight_count = 0 if mean_weight is None else mean_weight.numel()
+    p.value, p.dinput, p.dtarget = _addresses(value, dinput, dtarget)
     machine.call("elementwise_loss", p)
-    return value.tensor, dinput.tensor, dtarget.tensor
+    return _tensors(value, dinput, dtarget)
 
 
 def _row_shape(x, dim):
@@ -67,62 +121,92 @@ def softmax(machine, x, dim=-1, logarithm=False):
     outer, columns, inner = _row_shape(x, dim)
     y = machine.memory.empty(*x.shape)
     x_outer = x.stride(0) if x.dim() == 2 and inner == 1 else columns * inner
-    p = args.Softmax(outer, columns, inner, machine.memory.put(x), x_outer, y.address, logarithm)
+    p = machine.structures.Softmax(outer, columns, inner, machine.memory.put(x), x_outer, y.address, logarithm)
     machine.call("softmax", p)
     return y.tensor
 
 
 def softmax_gradient(machine, grad, y, dim=-1, logarithm=False):
     dx, put = machine.memory.empty(*y.shape), machine.memory.put
-    p = args.SoftmaxGradient(*_row_shape(y, dim), put(grad), put(y), dx.address, logarithm)
+    p = machine.structures.SoftmaxGradient(*_row_shape(y, dim), put(grad), put(y), dx.address, logarithm)
     machine.call("softmax_gradient", p)
     return dx.tensor
 
 
-def cross_entropy(machine, x, target, weight=None, reduction="mean", ignore_index=-100, smoothing=0.0, grad=None):
-    """(loss, dinput) for class indices; x is (N, C) or (N, C, d)."""
-    outer, classes, inner = _row_shape(x, 1)
-    loss = machine.memory.empty(*(target.shape if reduction == "none" else (1,)))
-    dinput, put = machine.memory.empty(*x.shape), machine.memory.put
-    p = args.ClassificationLoss(outer, classes, inner, put(x), x.stride(0), put(target), ignore_index=ignore_index)
-    p.weight, p.grad, p.loss, p.dinput = put(weight), put(grad), loss.address, dinput.address
+def _classification(machine, x, target, weight, reduction, ignore_index, grad, value):
+    """The operands of a loss over classes, and the array of its value; x is (N, C) or (N, C, d)."""
+    put, (outer, classes, inner) = machine.memory.put, _row_shape(x, 1)
+    p = machine.structures.ClassificationLoss(outer, classes, inner, put(x), x.stride(0), ignore_index=ignore_index)
+    if target.dtype == torch.int64:
+        p.indices = put(target)
+    else:
+        p.probabilities = put(target)
+    shape = (outer, *x.shape[2:]) if reduction == "none" else (1,)
+    loss = machine.memory.empty(*shape) if value else None
+    p.weight, p.grad, (p.loss,) = put(weight), put(grad), _addresses(loss)
+    p.reduction = REDUCTIONS.index(reduction)
+    return p, loss
+
+
+def cross_entropy(
+    machine, x, target, weight=None, reduction="mean", ignore_index=-100, smoothing=0.0, grad=None, value=True
+):
+    """(loss, dinput, dtarget): the last one of class probabilities alone."""
+    p, loss = _classification(machine, x, target, weight, reduction, ignore_index, grad, value)
+    dinput = machine.memory.empty(*x.shape)
+    dtarget = machine.memory.empty(*x.shape) if p.probabilities else None
+    p.dinput, p.dprobabilities = _addresses(dinput, dtarget)
     p.smoothed = smoothing > 0
-    p.kept, p.spread, p.on_target = 1 - smoothing, smoothing / classes, 1 - smoothing + smoothing / classes
-    p.reduction = args.REDUCTIONS.index(reduction)
+    spread = smoothing / x.shape[1]
+    p.kept, p.spread, p.on_target = 1 - smoothing, spread, 1 - smoothing + spread
     machine.call("cross_entropy", p)
-    return loss.tensor, dinput.tensor
+    return _tensors(loss, dinput, dtarget)
 
 
-def _copies(machine, tensors):
-    copies = []
-    for t in tensors:
-        array = machine.memory.empty(*t.shape)
-        array.numpy[...] = t.numpy()
-        copies.append(array)
-    return copies
+def nll_loss(machine, x, target, weight=None, reduction="mean", ignore_index=-100, grad=None, value=True):
+    """(loss, dinput)"""
+    p, loss = _classification(machine, x, target, weight, reduction, ignore_index, grad, value)
+    dinput = machine.memory.copy(torch.zeros(x.shape, dtype=x.dtype))
+    p.dinput = dinput.address
+    machine.call("nll_loss", p)
+    return _tensors(loss, dinput)
 
 
 def sgd_step(machine, rule, params, grads, buffers=None, first=False):
     """(params, buffers) after the step; the inputs stay as they are."""
-    params = _copies(machine, params)
-    buffers = _copies(machine, buffers) if buffers else [None] * len(params)
-    tensors = (args.SgdTensor * len(params))()
+    copy, structures = machine.memory.copy, machine.structures
+    params, buffers = [copy(p) for p in params], [copy(b) for b in buffers] if buffers else [None] * len(params)
+    tensors = (structures.SgdTensor * len(params))()
     for entry, p, g, b in zip(tensors, params, grads, buffers, strict=True):
-        entry.count, entry.param, entry.grad, entry.first = p.numpy.size, p.address, machine.memory.put(g), first
+        entry.count, entry.param, entry.grad, entry.first = p.tensor.numel(), p.address, machine.memory.put(g), first
         entry.buffer = b.address if b else None
-    machine.call("sgd_step", args.SgdRule(**rule), tensors, len(params))
-    return [p.tensor for p in params], [b.tensor for b in buffers if b]
+    machine.call("sgd_step", structures.SgdRule(**rule), tensors, len(params))
+    return _tensors(*params), _tensors(*filter(None, buffers))
 
 
 def adam_step(machine, rule, negative_step_size, scale, params, grads, *state):
     """[params, exp_avg, exp_avg_sq(, max_exp_avg_sq)] after the step; `state` holds the last two or three."""
-    arrays = [_copies(machine, tensors) for tensors in (params, *state)]
-    tensors = (args.AdamTensor * len(params))()
+    arrays = [[machine.memory.copy(t) for t in tensors] for tensors in (params, *state)]
+    tensors = (machine.structures.AdamTensor * len(params))()
     names = ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")[: len(arrays)]
     for i, entry in enumerate(tensors):
         entry.count, entry.grad = params[i].numel(), machine.memory.put(grads[i])
         entry.negative_step_size, entry.scale = negative_step_size, scale
         for name, column in zip(names, arrays, strict=True):
             setattr(entry, name, column[i].address)
-    machine.call("adam_step", args.AdamRule(**rule), tensors, len(params))
-    return [[a.tensor for a in column] for column in arrays]
+    machine.call("adam_step", machine.structures.AdamRule(**rule), tensors, len(params))
+    return [_tensors(*column) for column in arrays]
+
+
+def clip_gradients(machine, grads, max_norm):
+    """(norm, clipped gradients)"""
+    together = machine.memory.copy(torch.cat(grads) if grads else torch.empty(0, dtype=machine.dtype))
+    parts = together.tensor.split([g.numel() for g in grads]) if grads else []
+    real = torch.float64 if machine.dtype == torch.float64 else torch.float32
+    norm = machine.memory.empty(1, dtype=real)
+    tensors = (machine.structures.GradTensor * len(grads))()
+    for entry, part in zip(tensors, parts, strict=True):
+        entry.count, entry.grad = part.numel(), part.data_ptr()
+    machine.call("gradient_norm", tensors, len(grads), norm.address)
+    machine.call("clip_gradients", tensors, len(grads), max_norm, norm.address)
+    return norm.tensor, list(parts)

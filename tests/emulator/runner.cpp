@@ -1,22 +1,29 @@
-// The launchers of csrc/cuda with C linkage. Compiled by a C++ compiler it runs their kernels in the emulator; compiled
-// by nvcc it is the list of all kernels.
+// The launchers of csrc/cuda with C linkage, for one storage type: -DSTORAGE=float, double, BFloat16 or Half. Compiled
+// by a C++ compiler it runs their kernels in the emulator; compiled by nvcc it is the list of all kernels.
 #if !defined(__CUDACC__)
 #include "simt.h"
 #endif
 
+#include "../../csrc/cuda/activation.cuh"
 #include "../../csrc/cuda/cross_entropy.cuh"
+#include "../../csrc/cuda/dropout.cuh"
+#include "../../csrc/cuda/elementwise.cuh"
 #include "../../csrc/cuda/elementwise_loss.cuh"
 #include "../../csrc/cuda/linear.cuh"
+#include "../../csrc/cuda/nll_loss.cuh"
 #include "../../csrc/cuda/optimizers.cuh"
 #include "../../csrc/cuda/product.cuh"
 #include "../../csrc/cuda/softmax.cuh"
+#include "../../csrc/cuda/sum_slices.cuh"
 
 using namespace pytorch_ext;
 namespace kernels = pytorch_ext::PYTORCH_EXT_ISA;
 
 namespace {
 kernels::Device machine{nullptr, 132};
-}
+using S = STORAGE;
+using T = compute_t<S>;
+}  // namespace
 
 #if !defined(__CUDACC__)
 // Kernels with a fault each, for the emulator's own tests.
@@ -46,34 +53,62 @@ extern "C" {
 
 void set_multiprocessors(int count) { machine.multiprocessors = count; }
 
-int64_t product_workspace(const Product<float>* p) { return kernels::product_workspace(*p, machine); }
-int product(const Product<float>* p, float* workspace) { return kernels::product(*p, workspace, machine); }
+#if !defined(STORAGE_OF_16_BITS)  // 16-bit products are the stock operator's
+int64_t product_workspace(const Product<S>* p) { return kernels::product_workspace(*p, machine); }
+int product(const Product<S>* p, T* workspace) { return kernels::product(*p, workspace, machine); }
+int apply_function(int f, int64_t n, const S* x, S* y) {
+  return kernels::apply_function(static_cast<Function>(f), n, x, y, machine);
+}
+#endif
+int batch_offsets(const BatchOffsets* p) { return kernels::batch_offsets(*p, machine); }
 
-int64_t linear_gradient_workspace(const LinearGradient<float>* p) { return kernels::linear_gradient_workspace(*p); }
-int linear_gradient(const LinearGradient<float>* p, float* workspace) {
+int64_t linear_gradient_workspace(const LinearGradient<S>* p) { return kernels::linear_gradient_workspace(*p); }
+int linear_gradient(const LinearGradient<S>* p, T* workspace) {
   return kernels::linear_gradient(*p, workspace, machine);
 }
 
-int64_t elementwise_loss_workspace(const ElementwiseLossArrays<float>* p) {
+int activation(int kind, int64_t n, const S* x, S* y) {
+  return kernels::activation(static_cast<Activation>(kind), n, x, y, machine);
+}
+int activation_gradient(int kind, int64_t n, const S* grad, const S* saved, S* dx) {
+  return kernels::activation_gradient(static_cast<Activation>(kind), n, grad, saved, dx, machine);
+}
+int dropout(const Dropout<S>* p) { return kernels::dropout(*p, machine); }
+
+int64_t sum_slices_workspace(const SliceSum<S>* p) { return kernels::sum_slices_workspace(*p); }
+int sum_slices(const SliceSum<S>* p, T* workspace) { return kernels::sum_slices(*p, workspace, machine); }
+
+int64_t elementwise_loss_workspace(const ElementwiseLossArrays<S>* p) {
   return kernels::elementwise_loss_workspace(*p);
 }
-int elementwise_loss(const ElementwiseLossArrays<float>* p, float* workspace) {
+int elementwise_loss(const ElementwiseLossArrays<S>* p, T* workspace) {
   return kernels::elementwise_loss(*p, workspace, machine);
 }
 
-int softmax(const Softmax<float>* p) { return kernels::softmax(*p, machine); }
-int softmax_gradient(const SoftmaxGradient<float>* p) { return kernels::softmax_gradient(*p, machine); }
+int softmax(const Softmax<S>* p) { return kernels::softmax(*p, machine); }
+int softmax_gradient(const SoftmaxGradient<S>* p) { return kernels::softmax_gradient(*p, machine); }
 
-int64_t cross_entropy_workspace(const ClassificationLoss<float>* p) { return kernels::cross_entropy_workspace(*p); }
-int cross_entropy(const ClassificationLoss<float>* p, float* workspace) {
+int64_t cross_entropy_workspace(const ClassificationLoss<S>* p) { return kernels::cross_entropy_workspace(*p); }
+int cross_entropy(const ClassificationLoss<S>* p, T* workspace) {
   return kernels::cross_entropy(*p, workspace, machine);
 }
+int64_t nll_loss_workspace(const ClassificationLoss<S>* p) { return kernels::nll_loss_workspace(*p); }
+int nll_loss(const ClassificationLoss<S>* p, T* workspace) { return kernels::nll_loss(*p, workspace, machine); }
 
-int sgd_step(const SgdRule<float>* rule, const SgdTensor<float>* tensors, int64_t count) {
-  return kernels::sgd_step<float>(*rule, tensors, count, machine);
+int sgd_step(const SgdRule<T>* rule, const SgdTensor<S>* tensors, int64_t count) {
+  return kernels::sgd_step(*rule, tensors, count, machine);
 }
-int adam_step(const AdamRule<float>* rule, const AdamTensor<float>* tensors, int64_t count) {
-  return kernels::adam_step<float>(*rule, tensors, count, machine);
+int adam_step(const AdamRule<T>* rule, const AdamTensor<S>* tensors, int64_t count) {
+  return kernels::adam_step(*rule, tensors, count, machine);
+}
+int64_t gradient_norm_workspace(const GradTensor<S>* tensors, int64_t count) {
+  return kernels::gradient_norm_workspace(tensors, count);
+}
+int gradient_norm(const GradTensor<S>* tensors, int64_t count, T* norm, T* workspace) {
+  return kernels::gradient_norm(tensors, count, norm, workspace, machine);
+}
+int clip_gradients(const GradTensor<S>* tensors, int64_t count, double max_norm, const T* norm) {
+  return kernels::clip_gradients(tensors, count, static_cast<T>(max_norm), norm, machine);
 }
 
 #if !defined(__CUDACC__)
@@ -96,7 +131,12 @@ void emulator_record(int on) {
   simt::recorded.clear();
 }
 const char* emulator_error() { return simt::error.c_str(); }
-int64_t emulator_launches() { return simt::launches; }
+const char* launched_kernels() {  // a line for each: its name and how often it was launched
+  static std::string text;
+  text.clear();
+  for (const auto& [name, count] : simt::launched) text += name + " " + std::to_string(count) + "\n";
+  return text.c_str();
+}
 int recorded_launches() { return static_cast<int>(simt::recorded.size()); }
 const char* recorded_kernel(int i) { return simt::recorded[i].kernel.c_str(); }
 void recorded_shape(int i, int64_t* shape) {  // grid, block, bytes of shared memory

@@ -6,7 +6,7 @@
 // depends on it shows as a difference between the two.
 //
 // Faults end the launch with a message in `error`: threads that wait for each other, a shuffle from a lane that takes
-// no part, an access to memory that the host protects, a trap.
+// no part, an access to memory that the host protects, a requirement of the kernel that does not hold.
 #pragma once
 
 #include <dlfcn.h>
@@ -18,6 +18,7 @@
 #include <ucontext.h>
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -73,14 +74,14 @@ struct Launch {        // what a launch asked for, kept in `recorded` instead of
 inline bool reversed = false, recording = false;
 inline std::vector<Launch> recorded;
 inline std::string error;
-inline int64_t launches = 0, blocks_run = 0;
+inline std::map<std::string, int64_t> launched;  // how often, by the kernel's name
 
 inline std::vector<Thread> threads;
 inline int running;  // the thread that runs
 inline jmp_buf scheduler;
 inline sigjmp_buf fault;
 inline void* fault_address;
-inline bool trapped;
+inline const char* failure;  // of the kernel's own requirements, or null
 inline std::function<void()> body;
 alignas(128) inline unsigned char shared_memory[SHARED_BYTES];
 
@@ -101,15 +102,16 @@ __attribute__((noinline)) inline void wait(State state) {
 }
 
 inline void thread_body() {
-  body();
-  threads[running].state = State::ended;
-  _longjmp(scheduler, 1);
+  while (true) {  // block after block, launch after launch
+    body();
+    wait(State::ended);
+  }
 }
 
-inline void reset(Thread& t) {
-  if (!t.stack) t.stack = std::make_unique<char[]>(STACK_BYTES);
+inline void make_ready(Thread& t) {
   t.state = State::ready;
-  t.started = false;
+  if (t.started) return;
+  if (!t.stack) t.stack = std::make_unique<char[]>(STACK_BYTES);
   getcontext(&t.start);
   t.start.uc_stack = {t.stack.get(), 0, STACK_BYTES};
   t.start.uc_link = nullptr;
@@ -167,7 +169,7 @@ inline bool release_barrier(int count) {
 
 inline bool run_block(int count) {
   memset(shared_memory, 0xff, sizeof shared_memory);  // NaN where nothing was written
-  for (int t = 0; t < count; t++) reset(threads[t]);
+  for (int t = 0; t < count; t++) make_ready(threads[t]);
   while (true) {
     for (int i = 0; i < count; i++) {
       const int t = reversed ? count - 1 - i : i;
@@ -202,7 +204,6 @@ inline bool run_blocks(dim3 grid, dim3 block) {
     const int64_t b = reversed ? count - 1 - i : i;
     blockIdx = dim3(b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y);
     if (!run_block(static_cast<int>(block.count()))) return false;
-    blocks_run++;
   }
   return true;
 }
@@ -220,19 +221,25 @@ inline cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shar
   action.sa_flags = SA_SIGINFO | SA_NODEFER;
   sigaction(SIGSEGV, &action, &before);
   bool good = false;
-  trapped = false;
+  failure = nullptr;
   if (sigsetjmp(fault, 1) == 0) {
     good = run_blocks(grid, block);
   } else {
     char address[32];
     snprintf(address, sizeof address, "%p", fault_address);
-    error = trapped ? "a requirement does not hold" : std::string("access to protected memory at ") + address;
+    error = failure ? failure : std::string("access to protected memory at ") + address;
   }
   sigaction(SIGSEGV, &before, nullptr);
-  launches++;
+  launched[name_of(kernel)]++;
   if (good) return cudaSuccess;
+  for (Thread& t : threads) t.started = false;  // they were left somewhere in the kernel
   error = name_of(kernel) + ", block " + text(blockIdx) + ", thread " + text(threadIdx) + ": " + error;
   return cudaErrorLaunchFailure;
+}
+
+inline void fail(const char* message) {
+  failure = message;
+  siglongjmp(fault, 1);
 }
 
 template <class T>
@@ -251,10 +258,6 @@ T exchange(uint32_t mask, T value, int source) {
 
 // ---- what kernels call ----------------------------------------------------------------------------------------------
 
-inline void __trap() {
-  simt::trapped = true;
-  siglongjmp(simt::fault, 1);
-}
 inline void __syncthreads() { simt::wait(simt::State::at_barrier); }
 inline void __syncwarp(uint32_t mask = 0xffffffffu) { simt::exchange(mask, 0, simt::running % simt::WARP); }
 template <class T>

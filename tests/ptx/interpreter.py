@@ -11,7 +11,7 @@ import numpy as np
 
 from .memory import Fault, Memory
 from .parse import BITS
-from .values import FLOATING, INTEGER, UNARY, UNSIGNED, compare, numpy_type
+from .values import APPROXIMATE, FLOATING, INTEGER, UNARY, UNSIGNED, compare, numpy_type
 
 WARP = 32
 
@@ -37,6 +37,7 @@ class Launch:
         self.memory = Memory([*regions, *((array.ctypes.data, array) for array in own)])
         self.symbols = {name: self.parameters.ctypes.data + o for name, (o, _) in kernel.parameters.items()}
         self.symbols |= {name: o for variables in (kernel.shared, kernel.local) for name, (o, _) in variables.items()}
+        self.symbols |= dict.fromkeys(kernel.strings, 0)
         self.special = self._special_registers(grid, block)
         self.registers, self.operands = {}, {}
 
@@ -155,6 +156,8 @@ class Launch:
     def _arithmetic(self, opcode, operands, act):
         name, kind = opcode[0], opcode[-1]
         a = self.read(operands[1], kind, act)
+        if "approx" in opcode:
+            return self.write(operands[0], APPROXIMATE[f"{name}.{kind}"](a), act)
         if name in UNARY:
             return self.write(operands[0], UNARY[name](a), act)
         b = self.read(operands[2], kind, act)
@@ -206,6 +209,18 @@ class Launch:
         left = (whole - start - length).astype(a.dtype)
         self.write(operands[0], (a << left) >> (left + start.astype(a.dtype)), act)
 
+    def _prmt(self, opcode, operands, act):
+        """Four bytes, each one of the eight of the first two operands, as four digits of the third say."""
+        low, high, selector = (self.read(o, "u32", act).astype(np.uint64) for o in operands[1:])
+        if (selector & np.uint64(0x8888)).any():  # a byte's sign in every bit
+            raise NotImplementedError
+        pair, eight = low | high << np.uint64(32), np.uint64(8)
+        result = np.zeros_like(pair)
+        for i in map(np.uint64, range(4)):
+            digit = selector >> i * np.uint64(4) & np.uint64(7)
+            result |= (pair >> digit * eight & np.uint64(0xFF)) << i * eight
+        self.write(operands[0], result.astype(np.uint32), act)
+
     def _mov(self, opcode, operands, act):
         target, source, kind = *operands, opcode[-1]
         if target[0] == "{":  # the first of the parts is the lowest
@@ -243,6 +258,8 @@ class Launch:
         values = self.read(operands[1], source, act)
         if source[0] == "f" and to[0] != "f":
             raise NotImplementedError
+        if "rni" in opcode:
+            values = np.rint(values)
         self.write(operands[0], values.astype(numpy_type(to)), act)
 
     def _setp(self, opcode, operands, act):
@@ -268,7 +285,9 @@ class Launch:
             raise Fault("lanes of the mask do not take part")
         self.write(operands[0].split("|")[0], self.register(operands[1])[first + source], act)
 
-    def _trap(self, opcode, operands, act):
+    def _call(self, opcode, operands, act):
+        if operands != ("__assertfail",):
+            raise NotImplementedError
         raise Fault("a requirement does not hold")
 
     def _bar(self, opcode, operands, act):

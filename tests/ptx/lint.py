@@ -1,7 +1,7 @@
 """The lint: a kernel's float instructions are those of the contract, each an IEEE operation rounded to nearest."""
 
 FLOATS = {"f16", "f16x2", "bf16", "bf16x2", "tf32", "f32", "f32x2", "f64"}
-ROUNDED = {"add", "sub", "mul", "div", "fma", "sqrt"}  # with .rn
+ROUNDED = {"add", "sub", "mul", "div", "rcp", "fma", "sqrt"}  # with .rn
 EXACT = {"mov", "ld", "st", "neg", "abs", "selp", "setp", "copysign"}
 ROUNDING = {"rn", "rz", "rm", "rp", "approx", "full", "ftz", "sat"}
 MOVES = {"const", "global", "shared", "local", "param", "nc", "v2", "v4", "volatile", "relaxed", "weak"}

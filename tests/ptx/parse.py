@@ -31,6 +31,7 @@ class Kernel:
     parameters: dict = field(default_factory=dict)  # name: (offset, bytes), as are the shared and the local variables
     shared: dict = field(default_factory=dict)
     local: dict = field(default_factory=dict)
+    strings: list = field(default_factory=list)  # their names
     registers: dict = field(default_factory=dict)  # prefix or name: type
     labels: dict = field(default_factory=dict)  # name: index of an instruction
     code: list = field(default_factory=list)
@@ -56,6 +57,8 @@ def _statement(kernel, text):
         kind, name, count = REGISTERS.match(text).groups()
         kernel.registers[name] = kind
         return
+    if text.startswith((".param", "st.param")):  # the arguments of a call
+        return
     if text.startswith("."):
         declaration = VARIABLE.match(text).groups()
         _place({"shared": kernel.shared, "local": kernel.local}[declaration[0]], declaration)
@@ -79,6 +82,8 @@ def parse(text):
         for declaration in VARIABLE.findall(outside):  # shared memory of the whole file: the dynamic array
             if declaration[0] == "shared" and declaration[3] in body:
                 _place(kernel.shared, declaration)
+        kernel.strings = re.findall(r"\.global\s+\.align\s+1\s+\.b8\s+([\w$]+)\[", outside)
+        body = re.sub(r"\bcall[^;]*?(\w+)\s*,[^;]*;", r"call \1;", body)
         for line in body.replace("\t", " ").split("\n"):
             for statement in re.sub(r":\s+", ":;", line).replace(";", ";\n").split("\n"):
                 _statement(kernel, statement.strip(" ;"))

@@ -39,8 +39,26 @@ INTEGER = {
     "or": np.bitwise_or,
     "xor": np.bitwise_xor,
 }
-FLOATING = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "max": maximum, "min": minimum}
-UNARY = {"neg": np.negative, "abs": np.abs, "sqrt": np.sqrt, "not": np.invert}
+FLOATING = {
+    "copysign": lambda sign, a: np.copysign(a, sign),
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.divide,
+    "max": maximum,
+    "min": minimum,
+}
+UNARY = {"neg": np.negative, "abs": np.abs, "sqrt": np.sqrt, "not": np.invert, "rcp": np.reciprocal}
+
+
+def coarse_reciprocal(a):
+    """Of the upper halves, with an upper half alone."""
+    upper = (1 / (a.view(np.uint64) & np.uint64(0xFFFFFFFF00000000)).view(np.float64)).view(np.uint64)
+    return (upper & np.uint64(0xFFFFFFFF00000000)).view(np.float64)
+
+
+# What CUDA's float64 functions begin with: the interpreter's bits are not a device's.
+APPROXIMATE = {"rcp.f64": coarse_reciprocal, "ex2.f32": np.exp2}
 ORDERED = {
     "eq": np.equal,
     "ne": np.not_equal,

@@ -1,0 +1,31 @@
+#include "product.cuh"
+
+#include "batch_offsets.cuh"
+#include "queue.cuh"
+
+namespace pytorch_ext::cuda {
+
+template <class S>
+void product(const Product<S>& p, Queue& queue) {
+  run("product", queue, [&](Device device) {
+    if constexpr (sizeof(S) == 2)  // the launch code leaves these to the stock operator
+      return cudaErrorInvalidValue;
+    else
+      return device::product(p, workspace<S>(queue, device::product_workspace(p, device)), device);
+  });
+}
+
+void batch_offsets(const BatchOffsets& p, Queue& queue) {
+  run("matmul", queue, [&](Device device) { return device::batch_offsets(p, device); });
+}
+
+bool is_capturing(Queue& queue) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  run("is_capturing", queue, [&](Device device) { return cudaStreamIsCapturing(device.stream, &status); });
+  return status != cudaStreamCaptureStatusNone;
+}
+
+#define INSTANTIATE(S) template void product<S>(const Product<S>&, Queue&);
+PYTORCH_EXT_EACH_DTYPE(INSTANTIATE)
+
+}  // namespace pytorch_ext::cuda

@@ -1,0 +1,59 @@
+// How the functions of launchers.h are made of launchers: on the queue's device and stream, with its memory, and with
+// every error raised.
+#pragma once
+
+#include <string>
+
+#include "launch.cuh"
+#include "launchers.h"
+
+// The architectures this was compiled for, as nvcc's -arch names them.
+#if !defined(PYTORCH_EXT_ARCHITECTURES)
+#define PYTORCH_EXT_ARCHITECTURES "those nvcc chose"
+#endif
+
+namespace pytorch_ext::cuda {
+
+using device::Device;
+
+// The device as the launchers see it, which becomes the runtime's current one: this library's runtime is not torch's.
+inline cudaError_t enter(const Queue& queue, Device& device) {
+  static int multiprocessors[64];  // of the devices asked before; every thread would write the same
+  const int number = queue.device();
+  cudaError_t error = cudaSetDevice(number);
+  if (error == cudaSuccess && number < 64 && multiprocessors[number] == 0)
+    error = cudaDeviceGetAttribute(&multiprocessors[number], cudaDevAttrMultiProcessorCount, number);
+  device = {static_cast<cudaStream_t>(queue.stream()), number < 64 ? multiprocessors[number] : 1};
+  return error;
+}
+
+inline std::string describe(cudaError_t error, int number) {
+  if (error != cudaErrorNoKernelImageForDevice && error != cudaErrorUnsupportedPtxVersion)
+    return cudaGetErrorString(error);
+  int major = 0, minor = 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, number);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, number);
+  return "expected a device that runs one of " PYTORCH_EXT_ARCHITECTURES ", got compute capability " +
+         std::to_string(major) + "." + std::to_string(minor);
+}
+
+// run(op, queue, [&](Device device) { return launcher(..., device); })
+template <class Launch>
+void run(const char* op, Queue& queue, Launch&& launch) {
+  Device device;
+  cudaError_t error = enter(queue, device);
+  if (error == cudaSuccess) error = launch(device);
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // forgotten here, as it is raised
+  queue.fail(op, error, describe(error, queue.device()).c_str());
+}
+
+// `count` elements for the launcher's own use.
+template <class T>
+T* workspace(Queue& queue, int64_t count) {
+  return static_cast<T*>(queue.workspace(count * static_cast<int64_t>(sizeof(T))));
+}
+
+}  // namespace pytorch_ext::cuda
+
+#define PYTORCH_EXT_EACH_DTYPE(X) X(float) X(double) X(::pytorch_ext::BFloat16) X(::pytorch_ext::Half)

@@ -1,0 +1,58 @@
+// Sums by the sum rule over one index of an array of three: what the gradient of a broadcast argument is.
+#pragma once
+
+#include "../cpu/reduce.h"
+#include "columns.cuh"
+
+namespace pytorch_ext::PYTORCH_EXT_ISA {
+
+template <class S>
+struct SliceTerm {  // a column is a slice: all slices lie side by side
+  SliceSum<S> p;
+  __device__ __forceinline__ compute_t<S> operator()(int64_t row, int64_t slice) const {
+    return widen(p.x[slice / p.inner * p.x_outer + slice % p.inner * p.x_inner + row * p.x_row]);
+  }
+};
+
+// y (slices, segments): a warp per segment of a slice whose elements are contiguous.
+template <class S, class Y>
+__global__ void __launch_bounds__(WARP* ROWS_PER_BLOCK)
+    sum_contiguous_slices_kernel(SliceSum<S> p, int64_t segments, Y* y) {
+  using T = compute_t<S>;
+  const int64_t number = own_row<WarpRow<0>>();
+  if (number >= p.outer * p.inner * segments) return;
+  const int64_t slice = number / segments, begin = number % segments * SUM_SEGMENT;
+  const S* x = p.x + slice / p.inner * p.x_outer + slice % p.inner * p.x_inner + begin;
+  const T sum = sum_segment<T>(smaller<int64_t>(p.rows - begin, SUM_SEGMENT), [&](int i) { return widen(x[i]); });
+  if (threadIdx.x % WARP == 0) y[number] = narrow<Y>(sum);
+}
+
+template <class S, class Y>
+cudaError_t sum_contiguous_slices(const SliceSum<S>& p, Y* y, compute_t<S>* workspace, Device device) {
+  using T = compute_t<S>;
+  const int64_t slices = p.outer * p.inner, segments = segments_of(p.rows);
+  auto sum_to = [&](auto* to) {
+    return launch(sum_contiguous_slices_kernel<S, std::remove_pointer_t<decltype(to)>>,
+                  ceil_div(slices * segments, ROWS_PER_BLOCK), ROWS_PER_BLOCK * WARP, 0, device, p, segments, to);
+  };
+  if (segments == 1) return sum_to(y);
+  const cudaError_t error = sum_to(workspace);
+  if (error != cudaSuccess) return error;
+  const SliceSum<T> rest{slices, segments, 1, workspace, segments, 1, 1, nullptr};
+  return sum_contiguous_slices(rest, y, workspace + slices * segments, device);
+}
+
+// Elements of device memory that sum_slices() needs.
+template <class S>
+int64_t sum_slices_workspace(const SliceSum<S>& p) {
+  return segment_sums(p.rows) * p.outer * p.inner;
+}
+
+template <class S>
+cudaError_t sum_slices(const SliceSum<S>& p, compute_t<S>* workspace, Device device) {
+  if (p.x_inner == 1 && (p.inner > 1 || p.x_row != 1))
+    return sum_columns<compute_t<S>>(SliceTerm<S>{p}, p.rows, p.outer * p.inner, p.y, workspace, device);
+  return sum_contiguous_slices(p, p.y, workspace, device);
+}
+
+}  // namespace pytorch_ext::PYTORCH_EXT_ISA

@@ -1,0 +1,196 @@
+"""The backend ``triton``: one function per op, as the native library has them; None for what it does not cover.
+
+Covered are ordinary tensors on CUDA devices, or on any device where Triton interprets its kernels.
+"""
+
+import torch
+
+from .ops.activation import ACTIVATIONS, ActivationFunction
+from .ops.cross_entropy import CrossEntropyFunction
+from .ops.dropout import DropoutFunction
+from .ops.linear import LinearFunction
+from .ops.losses import ElementwiseLossFunction
+from .ops.matmul import MatmulFunction
+from .ops.nll_loss import NllLossFunction
+from .ops.paths import KERNEL_DTYPES, products_are_ieee
+from .ops.softmax import SoftmaxFunction
+from .triton_coverage import alike, autocast_off, covers, in_transform, is_ordinary
+from .triton_optimizers import adam_step, clip_grad_norm, sgd_step  # noqa: F401
+from .triton_path import kernels
+
+def activation(input, kind):
+    if not covers(input) or kind not in ACTIVATIONS:
+        return None
+    return ActivationFunction.apply(input, kind)
+
+
+def linear(input, weight, bias, activation):
+    if not covers(input, weight, bias) or activation not in ACTIVATIONS or not products_are_ieee(input):
+        return None
+    fits = input.dim() >= 1 and weight.dim() == 2 and input.shape[-1] == weight.shape[1]
+    if not fits or (bias is not None and bias.shape != weight.shape[:1]):
+        return None
+    operands = alike(input, weight, bias)
+    if operands is None:
+        return None
+    with autocast_off(input):
+        return LinearFunction.apply(*operands, activation)
+
+
+def matmul(input, other):
+    if not covers(input, other) or not products_are_ieee(input) or min(input.dim(), other.dim()) < 1:
+        return None
+    batches = zip(reversed(input.shape[:-2]), reversed(other.shape[:-2]), strict=False)
+    if input.shape[-1] != other.shape[max(other.dim() - 2, 0)] or any(a != b and 1 not in (a, b) for a, b in batches):
+        return None
+    operands = alike(input, other)
+    if operands is None:
+        return None
+    with autocast_off(input):
+        return MatmulFunction.apply(*operands)
+
+
+def dropout(input, p, training, inplace):
+    if not covers(input) or type(p) not in (int, float) or not 0 <= p <= 1:
+        return None
+    if not training or p == 0 or input.numel() == 0:
+        return input
+    output = DropoutFunction.apply(input, p, kernels.dropout.dropout_key())
+    return input.copy_(output) if inplace else output
+
+
+def softmax_or_logarithm(input, dim, dtype, logarithm):
+    if in_transform() or not is_ordinary(input) or input.is_complex() or type(dim) is not int:
+        return None
+    dims = max(input.dim(), 1)
+    if not -dims <= dim < dims or not (dtype is None or isinstance(dtype, torch.dtype)):
+        return None
+    computed = input.dtype if dtype is None else dtype
+    if computed not in KERNEL_DTYPES or not kernels.launch.can_run_on(input.device):
+        return None
+    # Stock computes in float32 under autocast for CUDA; for the CPU it has no rule.
+    if dtype is None and input.is_cuda and computed != torch.float64 and torch.is_autocast_enabled("cuda"):
+        computed = torch.float32
+    return SoftmaxFunction.apply(input.to(computed), dim, logarithm)
+
+
+def softmax(input, dim, dtype):
+    return softmax_or_logarithm(input, dim, dtype, False)
+
+
+def log_softmax(input, dim, dtype):
+    return softmax_or_logarithm(input, dim, dtype, True)
+
+
+def loss_operands(input, others, weights, reduction):
+    """The tensors of a loss as they are computed: of one dtype, under autocast float32, as in stock; else None.
+
+    A weight is a constant to the kernels.
+    """
+    given = [t for t in (*others, *weights) if t is not None]
+    if not covers(input, *given) or type(reduction) is not int or any(w is not None and w.requires_grad for w in weights):
+        return None
+    if torch.is_autocast_enabled(input.device.type):
+        if any(t.dtype == torch.float64 for t in given) != (input.dtype == torch.float64):
+            return None
+        return [t if t is None or t.dtype == torch.float64 else t.float() for t in (input, *others, *weights)]
+    return [input, *others, *weights] if all(t.dtype == input.dtype for t in given) else None
+
+
+def fits(input, weight):
+    """Whether there is one weight for each class, if there are any."""
+    classes = input.shape[min(1, input.dim() - 1) :][:1]
+    return weight is None or (is_ordinary(weight) and weight.shape == classes)
+
+
+def has_class_indices(input, target):
+    """Whether the target holds one class index for every row: int64; stock takes uint8 where there is nothing beyond."""
+    if not is_ordinary(target) or target.device != input.device or input.dim() < 1:
+        return False
+    if target.dtype != torch.int64 and not (target.dtype == torch.uint8 and input.dim() <= 2):
+        return False
+    if input.dim() == 1:
+        return target.dim() <= 1 and target.numel() == 1
+    return target.shape == (input.shape[0], *input.shape[2:])
+
+
+def cross_entropy(input, target, weight, reduction, ignore_index, label_smoothing):
+    if not is_ordinary(input) or not is_ordinary(target) or input.dim() < 1 or not fits(input, weight):
+        return None
+    if type(ignore_index) is not int or type(label_smoothing) not in (int, float) or label_smoothing > 1:
+        return None
+    if target.shape == input.shape:
+        if ignore_index >= 0 or not target.is_floating_point() or not input.shape[min(1, input.dim() - 1)]:
+            return None
+        operands = loss_operands(input, [target], [weight], reduction)
+    else:
+        # Smoothed, stock refuses a target of one element for an input (C,), and with a weight uint8.
+        smooths = (input.dim() > 1 or target.dim() == 0) and (weight is None or target.dtype == torch.int64)
+        if not has_class_indices(input, target) or (label_smoothing > 0 and not smooths):
+            return None
+        operands = loss_operands(input, [], [weight], reduction)
+        operands = operands and [operands[0], target, operands[1]]
+    if operands is None:
+        return None
+    with autocast_off(input):
+        return CrossEntropyFunction.apply(*operands, reduction, ignore_index, float(label_smoothing))
+
+
+def nll_loss(input, target, weight, reduction, ignore_index):
+    if not is_ordinary(input) or not has_class_indices(input, target) or not fits(input, weight):
+        return None
+    operands = loss_operands(input, [], [weight], reduction)
+    if operands is None or type(ignore_index) is not int:
+        return None
+    with autocast_off(input):
+        return NllLossFunction.apply(operands[0], target, operands[1], reduction, ignore_index)
+
+
+def elementwise_loss(name, input, target, weight, pos_weight, reduction):
+    operands = loss_operands(input, [target], [weight, pos_weight], reduction)
+    if operands is None or any(w is not None and not expands(w.shape, input.shape) for w in operands[2:]):
+        return None
+    with autocast_off(input):
+        return ElementwiseLossFunction.apply(*operands, name, reduction)
+
+
+def expands(shape, to):
+    """Whether a tensor of that shape broadcasts to the other one."""
+    sizes = zip(reversed(shape), reversed(to), strict=False)
+    return len(shape) <= len(to) and all(a in (1, b) for a, b in sizes)
+
+
+def same_shape(*tensors):
+    given = [t for t in tensors if t is not None]
+    return all(is_ordinary(t) for t in given) and len({t.shape for t in given}) == 1
+
+
+def mse_loss(input, target, weight, reduction):
+    if not same_shape(input, target, weight):
+        return None
+    return elementwise_loss("mse_loss", input, target, weight, None, reduction)
+
+
+def mse_loss_broadcast(input, target, weight, reduction):
+    if not is_ordinary(target) or not same_shape(input, weight):
+        return None
+    sizes = zip(reversed(input.shape), reversed(target.shape), strict=False)
+    if any(a != b and 1 not in (a, b) for a, b in sizes):
+        return None
+    return elementwise_loss("mse_loss", input, target, weight, None, reduction)
+
+
+def binary_cross_entropy(input, target, weight, reduction):
+    if not same_shape(input, target):
+        return None
+    return elementwise_loss("binary_cross_entropy", input, target, weight, None, reduction)
+
+
+def binary_cross_entropy_with_logits(input, target, weight, pos_weight, reduction):
+    if not same_shape(input, target):
+        return None
+    return elementwise_loss("binary_cross_entropy_with_logits", input, target, weight, pos_weight, reduction)
+
+
+def sum_to_size(t, sizes):
+    return kernels.reduce.sum_to_size(t, sizes) if covers(t) else None

@@ -1,0 +1,89 @@
+"""The Triton path: whether it can run here, and its kernels, imported at their first use."""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import torch
+from packaging.version import Version
+
+MINIMUM = "3.6"  # what the kernels are tested with, and what torch 2.11 comes with
+INSTALL = f"pip install 'triton>={MINIMUM}'"
+PACKAGE = f"{__package__}.triton_kernels"
+
+
+def find_kernels():
+    """The kernels as a part of this package: installed, or from the folder beside it in a plain checkout."""
+    if PACKAGE in sys.modules or importlib.util.find_spec(PACKAGE) is not None:
+        return
+    folder = Path(__file__).resolve().parent.parent / "triton_kernels"
+    if (folder / "__init__.py").is_file():
+        spec = importlib.util.spec_from_file_location(
+            PACKAGE, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+        sys.modules[PACKAGE] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[PACKAGE])
+
+
+find_kernels()
+
+
+def is_interpreted():
+    """Whether kernels run in Triton's interpreter, on tensors of any device; decided when Triton is imported."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+def triton_version():
+    """The version of the installed Triton, or None."""
+    for name in ("triton", "pytorch-triton", "triton-windows"):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def problem():
+    """(reason, cure) where no kernel can run here, or None."""
+    version = triton_version()
+    if version is None or importlib.util.find_spec("triton") is None:
+        return f"there is no package named triton (version {MINIMUM} or newer is needed)", INSTALL
+    if Version(Version(version).public) < Version(MINIMUM):
+        return f"this is Triton {version}, version {MINIMUM} or newer is needed", INSTALL
+    if not is_interpreted() and not torch.cuda.is_available():
+        if torch.version.cuda is None:
+            reason, cure = f"torch {torch.__version__} is built without CUDA", "install a CUDA build of torch"
+        else:
+            reason, cure = "torch finds no CUDA device", "a machine with an NVIDIA GPU and its driver"
+        return reason, f"{cure}; to interpret, TRITON_INTERPRET=1"
+    return None
+
+
+class Modules:
+    """The modules of a package as attributes, imported at their first use."""
+
+    def __init__(self, package):
+        self._package = package
+
+    def __getattr__(self, name):
+        module = importlib.import_module(f"{self._package}.{name}")
+        setattr(self, name, module)
+        return module
+
+
+kernels = Modules(PACKAGE)
+
+
+class Namespace:
+    """The functions of :mod:`pytorch_ext.triton_namespace`, which imports the pages of the ops."""
+
+    def __getattr__(self, name):
+        function = getattr(importlib.import_module(f"{__package__}.triton_namespace"), name, lambda *_: None)
+        setattr(self, name, function)
+        return function
+
+
+namespace = Namespace()

@@ -1,0 +1,80 @@
+"""Every kernel over small shapes: what the interpreter has time for."""
+
+import torch
+
+from . import checks
+from .arguments import ACTIVATIONS, FUNCTIONS, LOSSES
+
+
+def products(machine):
+    for m, n, k in [(1, 1, 1), (5, 7, 257), (33, 3, 20)]:
+        checks.check_linear_forward(machine, m, n, k, special=True)
+    a = checks.random(2, 20, 6, dtype=machine.dtype)[..., ::2]
+    checks.check_matmul(machine, a, checks.random(2, 5, 3, dtype=machine.dtype).mT)
+
+
+def linear_forward(machine):
+    for activation in ACTIVATIONS:
+        checks.check_linear_forward(machine, 9, 20, 3, activation, special=True)
+
+
+def linear_gradients(machine):
+    """Of one segment of rows and of two, which is another kernel where results are narrower than sums."""
+    for activation in ACTIVATIONS:
+        checks.check_linear_backward(machine, 9, 20, 3, activation)
+        if machine.dtype.itemsize == 2:
+            checks.check_linear_backward(machine, 4097, 2, 1, activation)
+
+
+def functions(machine):
+    for name in FUNCTIONS:
+        checks.check_function(machine, name, 20 * checks.random(200, special=True, dtype=machine.dtype))
+
+
+def elementwise(machine):
+    """Groups of elements with and without an end, activations, dropout."""
+    for kind in ACTIVATIONS:
+        checks.check_activation(machine, kind, 1027, special=True)
+        checks.check_activation(machine, kind, 3)
+    checks.check_dropout(machine, 1027, 0.3, key=-5, special=True)
+
+
+def losses(machine):
+    checks.check_elementwise_loss(machine, "mse_loss", (5000,), special=True)
+    checks.check_elementwise_loss(machine, "mse_loss", (5000,), weighted=True)
+    for loss in LOSSES:
+        checks.check_elementwise_loss(machine, loss, (70,), "mean")
+        checks.check_elementwise_loss(machine, loss, (70,), "none", special=loss != "binary_cross_entropy")
+        checks.check_elementwise_loss(machine, loss, (70,), "sum", pos_weighted=True)
+
+
+def rows(machine):
+    for columns in (10, 1100, 4200):
+        checks.check_softmax(machine, (2, columns))
+        checks.check_softmax(machine, (2, columns), logarithm=True)
+        for probabilities in (False, True):
+            checks.check_cross_entropy(machine, (4, columns), probabilities=probabilities)
+            checks.check_cross_entropy(machine, (2, columns), "none", smoothing=0.1, probabilities=probabilities)
+    checks.check_cross_entropy(machine, (4, 70), "sum", weighted=True, smoothing=0.1, special=True)
+    checks.check_cross_entropy(machine, (4, 70), "sum", weighted=True, smoothing=0.1, probabilities=True)
+    checks.check_cross_entropy(machine, (2, 7, 3), weighted=True)
+    checks.check_cross_entropy(machine, (4100, 1))
+    checks.check_nll_loss(machine, (70, 9), weighted=True)
+    checks.check_nll_loss(machine, (2, 7, 3), "none")
+
+
+def sums(machine):
+    checks.check_batch_offsets(machine, torch.arange(96).view(2, 3, 4, 2, 2).mT.transpose(0, 2))
+    grad = checks.random(4100, 3, dtype=machine.dtype)
+    checks.check_linear_backward(machine, 4100, 3, 1, grad=grad)
+    for x in (checks.random(2, 70, 40, special=True), checks.random(1, 4100, 3)):
+        checks.check_sum_slices(machine, x.to(machine.dtype))
+        checks.check_sum_slices(machine, x.to(machine.dtype).mT.contiguous().mT)
+
+
+def updates(machine):
+    checks.check_sgd(machine, [1, 1030], special=True)
+    checks.check_adam(machine, [1, 1030, 7], special=True)
+    checks.check_adam(machine, [33], decoupled=True, amsgrad=True)
+    checks.check_clip_gradients(machine, [1, 4100, 0, 7], 0.5)
+    checks.check_clip_gradients(machine, [1] * 4100, 0.5)

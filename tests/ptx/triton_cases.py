@@ -1,0 +1,181 @@
+"""Every Triton kernel, compiled for an architecture, against the CPU library, bit for bit; a process of its own.
+
+`python -m ptx.triton_cases 90` prints one JSON object: what failed by case, violations of the contract, and the kernels
+that never ran. Triton's interpreter, which tests/conftest.py turns on, and its compiler exclude each other.
+"""
+
+import importlib
+import json
+import sys
+import traceback
+
+import torch
+from accuracy import assert_same_bits
+
+SPECIAL = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e-40, -1e-42, -0.0, 3e38, -3e38])
+FORWARD = {"relu": "y", "sigmoid": "y", "tanh": "y", "gelu": "z", "gelu_tanh": "z", "silu": "z"}
+MODULES = ("activation", "cross_entropy", "dropout", "elementwise_loss", "linear", "matmul", "nll_loss", "optimizers")
+MODULES += ("product", "reduce", "softmax")
+
+
+def random(*shape, special=False):
+    x = 3 * torch.randn(shape)
+    if special:
+        x.view(-1)[::17] = SPECIAL.repeat(x.numel())[: x.view(-1)[::17].numel()]
+    return x
+
+
+def compare(name, *arguments):
+    """A function of the kernels' modules and the dispatcher's operator of the same name; the results."""
+    module = name.removesuffix("_forward").removesuffix("_backward")
+    function = getattr(importlib.import_module(f"pytorch_ext.triton_kernels.{module}"), name)
+    ours, theirs = function(*arguments), getattr(torch.ops.pytorch_ext, name)(*arguments)
+    pairs = zip(*(r if isinstance(r, tuple) else (r,) for r in (ours, theirs)), strict=True)
+    for i, (a, b) in enumerate(pairs):
+        if b is not None and a is not None:
+            assert_same_bits(a, b, f"result {i} of {name}")
+    return theirs
+
+
+def activations():
+    for kind, saved in FORWARD.items():
+        x, g = random(5, 70, special=True), random(5, 70)
+        y = compare("activation_forward", x, kind)
+        compare("activation_backward", g, y if saved == "y" else x, kind)
+
+
+def linear(*sizes, activation="none"):
+    for m, n, k in sizes:
+        x, w, b = random(m, k, special=True), random(n, k), random(n)
+        y, z = compare("linear_forward", x, w, b, activation)
+        saved = {"none": None, "relu": y, "gelu": z}[activation]
+        compare("linear_backward", random(m, n), random(m, k), w, saved, activation, [True] * 3)
+
+
+def products():
+    linear((5, 7, 257), (33, 3, 20), (1, 1, 1), activation="gelu")
+    linear((40, 70, 300), activation="relu")
+    compare("matmul_forward", random(2, 20, 6)[..., ::2], random(2, 5, 3).mT)
+    compare("matmul_backward", random(2, 20, 5), random(2, 20, 3), random(3, 5), [True] * 2)
+
+
+def sums():
+    from pytorch_ext import native
+    from pytorch_ext.triton_kernels.reduce import sum_to_size
+
+    for shape, sizes in [((300, 5), (5,)), ((9000,), ()), ((4, 5, 6), (5, 1))]:
+        x = random(*shape)
+        assert_same_bits(sum_to_size(x, sizes), native.library.sum_to_size(x, list(sizes)), f"sum of {shape}")
+
+
+def dropout():
+    for p, key in ((0.3, 11), (0.5, -(2**63)), (1.0, 1)):
+        compare("dropout_forward", random(1500, special=True), p, torch.tensor(key))
+
+
+def softmax():
+    for shape, dim in [((3, 10), 1), ((2, 1100), 1), ((2, 4200), 1), ((2, 7, 3), 1)]:
+        for logarithm in (False, True):
+            y = compare("softmax_forward", random(*shape, special=shape[1] == 10), dim, logarithm)
+            compare("softmax_backward", random(*shape), y, dim, logarithm)
+
+
+def cross_entropy():
+    for shape, reduction, weighted, smoothing in [
+        ((4, 10), 1, False, 0.0),
+        ((3, 70), 2, True, 0.1),
+        ((2, 4200), 0, False, 0.1),
+    ]:
+        x, target = random(*shape), torch.randint(shape[1], shape[:1])
+        target[1] = -100
+        options = (random(shape[1]).abs() if weighted else None, reduction, -100, smoothing)
+        loss, _ = compare("cross_entropy_forward", x, target, *options, True)
+        compare("cross_entropy_backward", random(*loss.shape), x, target, *options, [True, False])
+        distribution = random(*shape).abs()
+        loss, _ = compare("cross_entropy_forward", x, distribution, *options, True)
+        compare("cross_entropy_backward", random(*loss.shape), x, distribution, *options, [True, True])
+
+
+def nll_loss():
+    for reduction, weighted in ((0, False), (1, True), (2, False)):
+        x, target = random(5, 7), torch.randint(7, (5,))
+        options = (random(7).abs() if weighted else None, reduction, -100)
+        loss = compare("nll_loss_forward", x, target, *options)
+        compare("nll_loss_backward", random(*loss.shape), x, target, *options)
+
+
+def elementwise_losses():
+    for loss in ("mse_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits"):
+        for shape, reduction, weighted in [((5000,), 1, False), ((70,), 0, True), ((3, 20), 2, True)]:
+            x, target = (torch.rand(shape) for _ in range(2))
+            weight = torch.rand(shape) if weighted else None
+            pos_weight = torch.rand(shape) if weighted and "logits" in loss else None
+            options = (weight, pos_weight, loss, reduction, [True, True])
+            value, *_ = compare("elementwise_loss_forward", x, target, *options)
+            compare("elementwise_loss_backward", random(*value.shape), x, target, *options)
+
+
+def updates():
+    import pytorch_ext
+    from pytorch_ext import optim
+
+    def run(backend, name, options, clip):
+        torch.manual_seed(1)
+        params = [torch.nn.Parameter(random(*shape)) for shape in ((1,), (1030,), (3, 7))]
+        optimizer = getattr(optim, name)(params, **options)
+        with pytorch_ext.backend(backend):
+            for _ in range(3):
+                for p in params:
+                    p.grad = random(*p.shape)
+                norm = [optim.clip_grad_norm_(params, 5.0)] if clip else []
+                optimizer.step()
+        return [p.detach() for p in params] + norm
+
+    momentum = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "nesterov": True}
+    amsgrad = {"amsgrad": True, "weight_decay": 0.01, "maximize": True}
+    cases = [("SGD", {"lr": 0.1}), ("SGD", momentum), ("Adam", {}), ("Adam", amsgrad), ("AdamW", {})]
+    for name, options in cases:
+        for i, (a, b) in enumerate(
+            zip(*(run(path, name, options, True) for path in ("triton", "native")), strict=True)
+        ):
+            assert_same_bits(a, b, f"result {i} of {name} {options}")
+
+
+CASES = {f.__name__: f for f in (activations, products, sums, dropout, softmax, cross_entropy, nll_loss)}
+CASES |= {f.__name__: f for f in (elementwise_losses, updates)}
+WARPS = {"activations": (None, 1, 8), "sums": (None, 1, 8), "softmax": (None, 2), "updates": (None, 2)}
+SMALL = (5, 7, 40), (17, 30, 260)  # products whose tiles are small enough to compile for any number of warps
+
+
+def run_case(machine, name):
+    for machine.warps in WARPS.get(name, (None,)):
+        CASES[name]()
+    if name == "products":
+        for machine.warps in (1, 2, 8):
+            linear(*SMALL)
+
+
+def main(architecture, names):
+    from pytorch_ext import triton_path
+
+    from .triton_machine import TritonMachine
+
+    machine, launch = TritonMachine(architecture), triton_path.kernels.launch
+    launch.run, launch.can_run_on = machine.run, lambda device: True
+    triton_path.problem = lambda: None  # there is no device, and none is needed
+    failed = {}
+    for name in names or CASES:
+        torch.manual_seed(20240611)
+        try:
+            run_case(machine, name)
+            failed[name] = None
+        except Exception:
+            failed[name] = traceback.format_exc()
+    modules = [importlib.import_module(f"pytorch_ext.triton_kernels.{name}") for name in MODULES]
+    kernels = {name for module in modules for name in vars(module) if name.endswith("_kernel")}
+    never = sorted(kernels - machine.launches.keys())
+    print(json.dumps({"failed": failed, "violations": sorted(machine.violations), "never": never}))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2:])

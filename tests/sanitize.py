@@ -1,0 +1,19 @@
+"""Every op once on small inputs: what compute-sanitizer runs. `python tests/sanitize.py [device]`"""
+
+import sys
+
+import cases
+import torch
+
+
+def main(device="cuda"):
+    for op in cases.OPS:
+        for dtype in (torch.float32, torch.bfloat16):
+            count = len(cases.run(op, torch.device(device), dtype))
+            print(f"{op} {dtype}: {count} cases")
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

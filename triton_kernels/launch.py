@@ -1,0 +1,83 @@
+"""How a kernel is written and launched: what every kernel of the package has in common.
+
+A kernel is decorated with :func:`kernel`, a function that kernels call with :func:`device_function`, and nothing is
+launched but through :func:`launch`, so that no launch can forget an option the contract depends on.
+"""
+
+import contextlib
+
+import torch
+import triton
+
+# Triton decides when a kernel is decorated, so the environment counts at import.
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+
+# A product and a sum that meet would become one fma: in float32 the contract names every operation.
+OPTIONS = {"enable_fp_fusion": False}
+
+kernel = triton.jit
+
+
+def device_function(function):
+    """A function that kernels call. The interpreter would prepare each call of a triton.jit function anew, which takes
+    milliseconds, and calls a plain one as it is."""
+    return function if INTERPRETED else triton.jit(function)
+
+
+def power_of_two(n):
+    """The least power of two that is not below n, nor below 1."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def block_size(n, compiled):
+    """Elements for one program: ``compiled`` of them, or most of ``n`` where every program costs a pass of Python."""
+    return min(power_of_two(n), 1 << 16) if INTERPRETED else compiled
+
+
+def blocks(n, size):
+    """Programs that n elements take."""
+    return -(-n // size)
+
+
+def device_of(tensor):
+    """Makes a tensor's device the current one, whose stream a launch takes."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def launch(kernel, grid, *arguments, num_warps=4, num_stages=2, **constants):
+    """Run a kernel over a grid (a tuple); no program means no launch. The first argument is a tensor."""
+    if 0 not in grid:
+        with device_of(arguments[0]):
+            run(kernel, grid, arguments, constants, dict(OPTIONS, num_warps=num_warps, num_stages=num_stages))
+
+
+def run(kernel, grid, arguments, constants, options):
+    """The launch itself: what a test replaces by a machine of its own."""
+    kernel[grid](*arguments, **constants, **options)
+
+
+if INTERPRETED:
+    import dataclasses
+
+    import numpy
+    from triton.runtime.interpreter import interpreter_builder
+
+    # It would look for overflow after every operation on integers, which takes as long as the rest.
+    interpreter_builder.options = dataclasses.replace(interpreter_builder.options, sanitize_overflow=False)
+
+    def run(kernel, grid, arguments, constants, options):  # noqa: F811
+        """Subnormals count on a device, whatever the calling thread has set."""
+        flushes = not numpy.float32(1e-40) * numpy.float32(1)
+        with numpy.errstate(all="ignore"), torch.no_grad():
+            torch.set_flush_denormal(False)
+            try:
+                kernel[grid](*arguments, **constants, **options)
+            finally:
+                torch.set_flush_denormal(flushes)
+
+
+def can_run_on(device):
+    """Whether kernels run on tensors of this device."""
+    return device.type == "cuda" or INTERPRETED
+
+
