@@ -7,6 +7,8 @@ returns its result, or None for arguments it does not cover, which then take the
 import contextlib
 import os
 
+import torch
+
 from . import native, triton_path
 
 
@@ -19,6 +21,23 @@ class Stock:
 
 def _covers_nothing(*args):
     return None
+
+
+class FirstOf:
+    """The first of two namespaces that covers a call."""
+
+    def __init__(self, first, second):
+        self._namespaces = first, second
+
+    def __getattr__(self, name):
+        first, second = (getattr(namespace, name) for namespace in self._namespaces)
+
+        def call(*args):
+            result = first(*args)
+            return second(*args) if result is None else result
+
+        setattr(self, name, call)
+        return call
 
 
 _BACKENDS = {"stock": Stock(), "triton": triton_path.namespace}
@@ -35,12 +54,20 @@ class Choice:
     def use(self, name):
         """Make ``name`` the current backend; ``auto`` is the best one that exists here."""
         if name == "auto":
-            name = "native" if "native" in _BACKENDS else "stock"
-        elif name not in available_backends():
+            self.name, self.kernels = automatic()
+            return
+        if name not in available_backends():
             why = f": {'; '.join(triton_path.problem())}" if name == "triton" else ""
             raise ValueError(f"backend: expected one of {', '.join(available_backends())}, got {name!r}{why}")
-        self.name = name
-        self.kernels = _BACKENDS[name]
+        self.name, self.kernels = name, _BACKENDS[name]
+
+
+def automatic():
+    """(name, namespace) of the best path: on a GPU it is Triton where the native library has no CUDA part."""
+    gpu = torch.cuda.is_available() and not native.record.get("cuda") and triton_path.problem() is None
+    if "native" not in _BACKENDS:
+        return ("triton", _BACKENDS["triton"]) if gpu else ("stock", _BACKENDS["stock"])
+    return "native", FirstOf(_BACKENDS["native"], _BACKENDS["triton"]) if gpu else _BACKENDS["native"]
 
 
 def available_backends():
@@ -53,13 +80,13 @@ choice = Choice()
 
 @contextlib.contextmanager
 def backend(name):
-    """Run everything inside the ``with`` block on one path: ``auto``, ``native`` (C++ and CUDA C++), ``triton`` or ``stock``.
+    """Run everything inside the block on one path: ``auto``, ``native`` (C++ and CUDA C++), ``triton`` or ``stock``.
 
     The environment variable ``PYTORCH_EXT_BACKEND`` sets the default. The choice belongs to the process.
     """
-    before = choice.name
+    before = choice.name, choice.kernels
     choice.use(name)
     try:
         yield
     finally:
-        choice.use(before)
+        choice.name, choice.kernels = before

@@ -1,15 +1,14 @@
 """Names every path of this installation: available or not, and then why not and what to do about it."""
 
-import importlib.util
 import json
 import os
-import pkgutil
 import platform
 from dataclasses import asdict, dataclass, field
 
 import torch
 
 from . import build, native
+from .triton_path import missing_device, unfit
 from .version import __version__
 
 NONE_NEEDED = "none needed: every tensor takes another path, or the stock operators"
@@ -81,24 +80,13 @@ def tested_devices() -> Path:
 
 
 def triton_path() -> Path:
-    if importlib.util.find_spec("triton") is None:
-        return Path("triton", False, "not installed", "there is no package named triton", "pip install triton")
-    folder = importlib.util.find_spec("pytorch_ext.triton_kernels")
-    if folder is None:
-        reason = "pytorch_ext.triton_kernels is not found: this is a checkout that was not installed"
-        return Path("triton", False, "not installed", reason, "pip install --no-build-isolation --editable .")
-    if not any(pkgutil.iter_modules(folder.submodule_search_locations)):
-        return Path("triton", False, "no kernels", "this version has no Triton kernels", NONE_NEEDED)
-    if not torch.cuda.is_available():
-        reason, cure = missing_device()
-        return Path("triton", True, "interpreted only (no GPU)", reason, f"{cure}; to interpret, TRITON_INTERPRET=1")
-    return Path("triton", True, torch.cuda.get_device_name())
-
-
-def missing_device():
-    if torch.version.cuda is None:
-        return f"torch {torch.__version__} is built without CUDA", "install a CUDA build of torch"
-    return "torch finds no CUDA device", "a machine with an NVIDIA GPU and its driver"
+    found = unfit()
+    if found:
+        return Path("triton", False, "not installed", *found)
+    found = missing_device()
+    if not found:
+        return Path("triton", True, torch.cuda.get_device_name())
+    return Path("triton", True, "interpreted only (no GPU)", found[0], f"{found[1]}; to interpret, TRITON_INTERPRET=1")
 
 
 def examine() -> dict:

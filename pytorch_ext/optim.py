@@ -34,7 +34,8 @@ class OneCallStep:
 
     def zero_grad(self, set_to_none=True):
         """``torch.optim.Optimizer.zero_grad``."""
-        if not set_to_none or choice.name == "stock" or is_dynamo_compiling() or is_profiled():
+        plain = set_to_none and native.library is not None and choice.name != "stock"
+        if not plain or is_dynamo_compiling() or is_profiled():
             return super().zero_grad(set_to_none)
         for group in self.param_groups:
             native.library.zero_grad(group["params"])

@@ -18,6 +18,7 @@ from .triton_coverage import alike, autocast_off, covers, in_transform, is_ordin
 from .triton_optimizers import adam_step, clip_grad_norm, sgd_step  # noqa: F401
 from .triton_path import kernels
 
+
 def activation(input, kind):
     if not covers(input) or kind not in ACTIVATIONS:
         return None
@@ -88,7 +89,11 @@ def loss_operands(input, others, weights, reduction):
     A weight is a constant to the kernels.
     """
     given = [t for t in (*others, *weights) if t is not None]
-    if not covers(input, *given) or type(reduction) is not int or any(w is not None and w.requires_grad for w in weights):
+    if (
+        not covers(input, *given)
+        or type(reduction) is not int
+        or any(w is not None and w.requires_grad for w in weights)
+    ):
         return None
     if torch.is_autocast_enabled(input.device.type):
         if any(t.dtype == torch.float64 for t in given) != (input.dtype == torch.float64):
@@ -104,7 +109,7 @@ def fits(input, weight):
 
 
 def has_class_indices(input, target):
-    """Whether the target holds one class index for every row: int64; stock takes uint8 where there is nothing beyond."""
+    """Whether the target holds one class index for every row: int64; stock takes uint8 for up to two dimensions."""
     if not is_ordinary(target) or target.device != input.device or input.dim() < 1:
         return False
     if target.dtype != torch.int64 and not (target.dtype == torch.uint8 and input.dim() <= 2):

@@ -1,4 +1,4 @@
-"""The optimisers on the Triton path: options, gradients and state are read and checked before the first element changes.
+"""The optimisers on the Triton path: options, gradients and state are read before the first element changes.
 
 A function answers None, having changed no tensor, for what the kernels do not cover; csrc/launch/optimizers.cpp is its
 twin. float64 is not covered.

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from packaging.version import Version
 
-MINIMUM = "3.6"  # what the kernels are tested with, and what torch 2.11 comes with
+MINIMUM = "3.9"  # the oldest that the tests have run with
 INSTALL = f"pip install 'triton>={MINIMUM}'"
 PACKAGE = f"{__package__}.triton_kernels"
 
@@ -46,20 +46,33 @@ def triton_version():
     return None
 
 
-def problem():
-    """(reason, cure) where no kernel can run here, or None."""
+def unfit():
+    """(reason, cure) where Triton or the kernels are missing, or Triton is too old; else None."""
     version = triton_version()
     if version is None or importlib.util.find_spec("triton") is None:
-        return f"there is no package named triton (version {MINIMUM} or newer is needed)", INSTALL
+        return f"there is no package named triton, version {MINIMUM} or newer is needed", INSTALL
     if Version(Version(version).public) < Version(MINIMUM):
         return f"this is Triton {version}, version {MINIMUM} or newer is needed", INSTALL
-    if not is_interpreted() and not torch.cuda.is_available():
-        if torch.version.cuda is None:
-            reason, cure = f"torch {torch.__version__} is built without CUDA", "install a CUDA build of torch"
-        else:
-            reason, cure = "torch finds no CUDA device", "a machine with an NVIDIA GPU and its driver"
-        return reason, f"{cure}; to interpret, TRITON_INTERPRET=1"
+    if importlib.util.find_spec(PACKAGE) is None:
+        return f"{PACKAGE} is not found", "pip install --no-build-isolation --editable ."
     return None
+
+
+def missing_device():
+    """(reason, cure) where torch finds no GPU, which other paths need too; else None."""
+    if torch.cuda.is_available():
+        return None
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA", "install a CUDA build of torch"
+    return "torch finds no CUDA device", "a machine with an NVIDIA GPU and its driver"
+
+
+def problem():
+    """(reason, cure) where no kernel can run here, or None."""
+    lacks = None if is_interpreted() else missing_device()
+    if lacks:
+        lacks = lacks[0], f"{lacks[1]}; to interpret, TRITON_INTERPRET=1"
+    return unfit() or lacks
 
 
 class Modules:
@@ -81,7 +94,7 @@ class Namespace:
     """The functions of :mod:`pytorch_ext.triton_namespace`, which imports the pages of the ops."""
 
     def __getattr__(self, name):
-        function = getattr(importlib.import_module(f"{__package__}.triton_namespace"), name, lambda *_: None)
+        function = getattr(importlib.import_module(f"{__package__}.triton_namespace"), name)
         setattr(self, name, function)
         return function
 

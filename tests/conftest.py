@@ -1,28 +1,30 @@
 """Fixtures of the whole suite: the paths that exist here, instruction sets, threads, a fixed seed."""
 
-import functools
 import contextlib
+import functools
 import os
 
 import pytest
 import torch
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # counts when Triton is imported
-
 import pytorch_ext
 from pytorch_ext import native, triton_path
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # counts when Triton is imported, which pytorch_ext leaves for later
+
 needs_native = pytest.mark.skipif(native.library is None, reason=f"native library: {native.reason}")
-needs_interpreter = pytest.mark.skipif(
-    not triton_path.is_interpreted() or triton_path.problem() is not None, reason="Triton's interpreter is not there"
-)
+IS_INTERPRETED = triton_path.is_interpreted() and triton_path.problem() is None
+needs_interpreter = pytest.mark.skipif(not IS_INTERPRETED, reason="Triton does not interpret its kernels here")
 has_cuda = torch.cuda.is_available() and bool(native.record.get("cuda"))
 needs_cuda = pytest.mark.skipif(not has_cuda, reason="there is no CUDA device, or no CUDA in the native library")
+has_triton_on_cuda = not triton_path.is_interpreted() and triton_path.problem() is None
+needs_triton_on_cuda = pytest.mark.skipif(not has_triton_on_cuda, reason="there is no CUDA device for Triton's kernels")
 PATHS = [
     pytest.param("native-cpu", marks=needs_native),
     pytest.param("native-cuda", marks=needs_cuda),
     pytest.param("triton-interpreted", marks=needs_interpreter),
+    pytest.param("triton-cuda", marks=needs_triton_on_cuda),
 ]
 
 
@@ -41,7 +43,7 @@ def path(request, monkeypatch):
 
 @contextlib.contextmanager
 def tensors_on(device):
-    """New tensors are made on this device; not by a mode, as ``torch.set_default_device`` does it: kernels refuse modes."""
+    """New tensors are made on this device, without ``torch.set_default_device``: that is a mode, which kernels refuse."""
     if device.type == "cuda":
         torch.set_default_tensor_type("torch.cuda.FloatTensor")
     try:
@@ -70,7 +72,7 @@ INTERPRETED_TOO = {
 
 
 @pytest.fixture
-def each_cpu(request):
+def each_cpu():
     """Runs a function on every instruction set with one and two threads, and interpreted; the results by name."""
     if native.library is None:
         pytest.skip(native.reason)
@@ -87,7 +89,7 @@ def each_cpu(request):
         finally:
             native.library.set_capability(before)
             torch.set_num_threads(threads)
-        if not needs_interpreter.args[0] and request.module.__name__ in INTERPRETED_TOO:
+        if IS_INTERPRETED:
             with pytorch_ext.backend("triton"):
                 results["triton-interpreted"] = function()
         return results

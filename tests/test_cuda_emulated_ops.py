@@ -4,9 +4,9 @@
 import pytest
 import torch
 from accuracy import assert_same_bits
-from emulator import checks, ops
+from emulator import checks, machines, ops
 from emulator.arguments import ACTIVATIONS, FUNCTIONS
-from test_cuda_emulated import any_machine, one_thread, pytestmark  # noqa: F401
+from test_cuda_emulated import any_machine, compiled_runner, one_thread, pytestmark  # noqa: F401
 
 EVERY_SIZE = [0, 1, 3, 4, 5, 127, 1023, 1024, 1030, 5000]
 
@@ -119,3 +119,11 @@ def test_rows_of_more_segments_than_a_segment_holds(any_machine):
     x = checks.random(1, 4096 * 4096 + 5000)
     y = checks.library.softmax_forward(x, 1, False)
     assert_same_bits(ops.softmax(any_machine, x), y, "softmax of 16 million columns")
+
+
+def test_the_sum_of_launches(capsys):
+    """After the tests above and those of test_cuda_emulated.py, as far as they have run."""
+    ran = machines.launches_of(compiled_runner(torch.float32))
+    with capsys.disabled():
+        print(f"\nfloat32: {len(ran)} CUDA kernels, {ran.total()} launches emulated")
+    assert sum(ran.values()) > 0

@@ -4,12 +4,16 @@ import os
 
 import pytest
 import torch
-from conftest import instruction_sets, needs_native
+from conftest import instruction_sets, needs_interpreter, needs_native
 from golden import HASHES, TRAININGS, batches, train, weight_hash
 from spec import linear, optimizers
 from spec.losses_classification import cross_entropy
 
+import pytorch_ext
 from pytorch_ext import native
+
+# A step takes the interpreter between a tenth of a second and five.
+INTERPRETED_STEPS = {"classifier": 1, "wide_classifier": 1, "regression": 5, "binary": 5}
 
 
 @needs_native
@@ -29,6 +33,23 @@ def test_training_ends_in_the_recorded_weights(isa, threads, capsys):
         print(f"\n784-128-10, batch 300, 500 steps on {ran[0]}, {ran[1]} threads: {found['classifier'][500]}", end="")
     assert ran == (isa, threads)
     assert found == HASHES
+
+
+@needs_interpreter
+@pytest.mark.parametrize("name", HASHES)
+def test_interpreted_triton_kernels_end_in_the_recorded_weights(name):
+    hashes = {step: value for step, value in HASHES[name].items() if step <= INTERPRETED_STEPS[name]}
+    with pytorch_ext.backend("triton"):
+        assert train(name, tuple(hashes)) == hashes
+
+
+@needs_interpreter
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HASHES)
+def test_twenty_steps_of_interpreted_triton_kernels_end_in_the_recorded_weights(name):
+    hashes = {step: value for step, value in HASHES[name].items() if step <= 20}
+    with pytorch_ext.backend("triton"):
+        assert train(name, tuple(hashes)) == hashes
 
 
 def test_the_specification_alone_ends_in_the_recorded_weights():

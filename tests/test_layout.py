@@ -20,13 +20,16 @@ PLACES = {
     "autograd": "csrc/autograd/{op}.cpp",
     "launch": "csrc/launch/{op}.cpp",
     "cpu": "csrc/cpu/{op}.cpp",
+    "cuda": "csrc/cuda/{op}.cu",
+    "triton": "triton_kernels/{op}.py",
 }
-OPTIMIZER = {"test": "optim", "autograd": None, "launch": "optimizers", "cpu": "optimizers", "schema": None}
+OPTIMIZER = {"test": "optim", "autograd": None, "schema": None}
+OPTIMIZER |= dict.fromkeys(("launch", "cpu", "cuda", "triton"), "optimizers")
 ELEMENTWISE_LOSS = dict.fromkeys(PLACES, "elementwise_loss")
 EXCEPTIONS = {
-    "matmul": {"cpu": "product"},  # the one of linear
+    "matmul": {"cpu": "product", "cuda": "product"},  # the one of linear
     "log_softmax": dict.fromkeys(PLACES, "softmax"),  # one kernel, one more logarithm
-    "nll_loss": {"cpu": "cross_entropy"},  # the second half of it
+    "nll_loss": {"cpu": "cross_entropy", "cuda": "cross_entropy"},  # the second half of it
     "mse_loss": ELEMENTWISE_LOSS,  # one kernel, the loss is a functor
     "binary_cross_entropy": ELEMENTWISE_LOSS,
     "binary_cross_entropy_with_logits": ELEMENTWISE_LOSS,
@@ -37,7 +40,7 @@ EXCEPTIONS = {
 }
 
 # Sources that hold no op but what the kernels of several ops share.
-SHARED_SOURCES = {"functions", "reduce"}
+SHARED_SOURCES = {"cuda", "functions", "reduce", "self_test"}
 
 OPS = sorted(page.stem for page in (ROOT / "pytorch_ext" / "ops").glob("*.py") if page.stem not in SHARED_PAGES)
 

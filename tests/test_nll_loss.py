@@ -10,10 +10,16 @@ from hypothesis import strategies as st
 from spec import losses_classification as spec
 
 import pytorch_ext.nn as nn
+from pytorch_ext.backends import choice
 from pytorch_ext.functional import nll_loss
 
 REDUCTIONS = ("none", "mean", "sum")
 SHAPES = [(1, 1), (5, 3), (300, 10), (5000, 2), (4, 7, 3), (2, 5, 3, 19), (0, 4), (3, 4, 0)]
+
+
+def shapes():
+    """Every third where kernels are interpreted, operation by operation."""
+    return SHAPES[1::3] if choice.name == "triton" else SHAPES
 
 
 def make(*shape, dtype=torch.float64, grad=True):
@@ -34,7 +40,7 @@ def weights(shape, weighted, dtype=torch.float64):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_results_are_accurate(path, weighted, dtype):
-    for shape in SHAPES:
+    for shape in shapes():
         for reduction in REDUCTIONS:
             target, weight, x = indices(shape), weights(shape, weighted), make(*shape)
             if target.numel() == 0 and reduction == "mean":

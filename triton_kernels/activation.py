@@ -21,7 +21,7 @@ def normal_distribution(z):
 
 @device_function
 def gelu_tanh_inner(z):
-    return tl.fma(z * z * z, 0.044715, z) * SQRT_TWO_OVER_PI
+    return tl.fma(z * z * z, n.constant(z, 0.044715), z) * SQRT_TWO_OVER_PI
 
 
 @device_function
@@ -57,7 +57,7 @@ def gradient(g, saved, KIND: tl.constexpr):
         return g * tl.fma(saved, density, normal_distribution(saved))
     elif KIND == "gelu_tanh":
         t = n.tanh(gelu_tanh_inner(saved))
-        slope = tl.fma(saved * saved, 0.134145, 1.0) * SQRT_TWO_OVER_PI
+        slope = tl.fma(saved * saved, n.constant(saved, 0.134145), 1.0) * SQRT_TWO_OVER_PI
         right = 0.5 * saved * tl.fma(-t, t, 1.0) * slope
         return g * tl.fma(1.0 + t, 0.5, right)
     elif KIND == "silu":

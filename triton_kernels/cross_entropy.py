@@ -51,10 +51,10 @@ def row_scale(g_ptr, divisor_ptr, number, rows, like, EACH: tl.constexpr, MEAN: 
 # ---- class indices --------------------------------------------------------------------------------------------------
 
 
-@kernel
+@kernel(do_not_specialize_on_alignment=["classes"])  # a thread for each lane: no wider loads
 def cross_entropy_kernel(
     x_ptr, target_ptr, weight_ptr, weight_sum_ptr, g_ptr, divisor_ptr, loss_ptr, dx_ptr,
-    rows, classes, inner, x_outer, ignore_index, kept: "fp64", spread: "fp64", on_target: "fp64",
+    rows, classes, inner, x_outer, ignore_index, kept: tl.float64, spread: tl.float64, on_target: tl.float64,
     SMOOTHED: tl.constexpr, EACH: tl.constexpr, MEAN: tl.constexpr, SHAPE: tl.constexpr,
 ):  # fmt: skip
     number = r.own_rows(SHAPE)
@@ -71,7 +71,9 @@ def cross_entropy_kernel(
         if SMOOTHED:
             smooth = r.sum_rows(smooth_term, (x, m, log_sum, weight_ptr, row), classes, r.zeros(x_ptr, SHAPE), SHAPE)
             loss = tl.fma(kept, loss, spread * smooth)
-        tl.store(loss_ptr + number, n.narrow(tl.where(counts, loss, 0.0), loss_ptr.dtype.element_ty), mask=number < rows)
+        tl.store(
+            loss_ptr + number, n.narrow(tl.where(counts, loss, 0.0), loss_ptr.dtype.element_ty), mask=number < rows
+        )
     if dx_ptr is not None:
         sum_q, q_target, q_other = w, w, tl.full(m.shape, 0.0, m.dtype)
         if SMOOTHED:
@@ -123,10 +125,10 @@ def loss_term(given, column):
     return tl.where(column < classes, q * minus_log(x, m, log_sum, column, row), 0.0)
 
 
-@kernel
+@kernel(do_not_specialize_on_alignment=["classes"])  # a thread for each lane: no wider loads
 def cross_entropy_of_probabilities_kernel(
     x_ptr, t_ptr, weight_ptr, g_ptr, loss_ptr, dx_ptr, dt_ptr,
-    rows, classes, inner, x_outer, kept: "fp64", spread: "fp64",
+    rows, classes, inner, x_outer, kept: tl.float64, spread: tl.float64,
     SMOOTHED: tl.constexpr, EACH: tl.constexpr, MEAN: tl.constexpr, SHAPE: tl.constexpr,
 ):  # fmt: skip
     number = r.own_rows(SHAPE)

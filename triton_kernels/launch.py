@@ -79,5 +79,3 @@ if INTERPRETED:
 def can_run_on(device):
     """Whether kernels run on tensors of this device."""
     return device.type == "cuda" or INTERPRETED
-
-

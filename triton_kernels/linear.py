@@ -19,7 +19,7 @@ def linear_forward(input, weight, bias, activation):
 
 
 def linear_backward(grad, input, weight, saved, activation, mask):
-    """(dx, dweight, dbias), None where the mask says so: dz = g f', dx = dz W, dweight = dz^T x, dbias = sum of rows."""
+    """(dx, dweight, dbias), None where the mask says so: dz W, dz^T x and the sum of rows of dz = g f'."""
     dz = as_matrix(grad)
     if activation != "none":
         dz = activation_backward(dz, as_matrix(saved), activation)

@@ -15,7 +15,7 @@ from .reduce import sum_rows
 
 @device_function
 def load_targets(target_ptr, number, rows, classes, ignore_index):
-    """(target, it counts, it can be read): where a class is out of range, which an assertion reports, the loss is NaN."""
+    """(target, it counts, it counts and is in range). A debug build asserts; without it such a row gives NaN."""
     target = tl.load(target_ptr + number, mask=number < rows, other=ignore_index)
     counts = target != ignore_index
     in_range = (target >= 0) & (target < classes)
@@ -25,17 +25,15 @@ def load_targets(target_ptr, number, rows, classes, ignore_index):
 
 @device_function
 def load_class_weights(weight_ptr, target, readable, dtype: tl.constexpr):
-    """1 without weights; where the target cannot be read, NaN."""
+    """1 without weights; where there is no class to be read, NaN."""
     if weight_ptr is None:
-        return tl.full(target.shape, 1.0, dtype)
+        return tl.where(readable, tl.full(target.shape, 1.0, dtype), float("nan"))
     else:
         return n.widen(tl.load(weight_ptr + target, mask=readable, other=float("nan")))
 
 
 @kernel
-def target_weights_kernel(
-    target_ptr, weight_ptr, w_ptr, rows, classes, ignore_index, BLOCK: tl.constexpr
-):
+def target_weights_kernel(target_ptr, weight_ptr, w_ptr, rows, classes, ignore_index, BLOCK: tl.constexpr):
     """w: the weight of every row's class; of a row that is ignored, +0."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     target, counts, readable = load_targets(target_ptr, row, rows, classes, ignore_index)
@@ -158,7 +156,9 @@ def nll_loss_forward(input, target, weight, reduction, ignore_index):
     block = block_size(o.rows, 256)
     arguments = o.x, o.target, o.weight, losses, o.rows, o.classes, o.inner, o.x_outer, ignore_index
     launch(nll_loss_forward_kernel, (blocks(o.rows, block),), *arguments, BLOCK=block)
-    return reduced(losses, reduction, loss_sizes(input, reduction), o.divisor(reduction, ignore_index), o.rows, input.dtype)
+    return reduced(
+        losses, reduction, loss_sizes(input, reduction), o.divisor(reduction, ignore_index), o.rows, input.dtype
+    )
 
 
 def nll_loss_backward(grad, input, target, weight, reduction, ignore_index):

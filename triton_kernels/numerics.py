@@ -1,6 +1,6 @@
 """The numerics contract in Triton: its operations, its functions, its orders. The twin of csrc/numerics/.
 
-In float32 a kernel uses + - * and what stands here, nothing else: each is one IEEE operation rounded to nearest, because
+In float32 a kernel uses + - * and what stands here, nothing else: each is one IEEE operation rounded to nearest, since
 no launch lets the compiler fuse a product with a sum. ``/``, ``tl.exp``, ``tl.sum``, ``tl.max`` and the like are not
 that. float64 is outside the contract: the same orders, with the functions of the device's own library.
 """
@@ -44,6 +44,12 @@ SUM_SEGMENT = tl.constexpr(4096)
 
 
 # ---- operations -----------------------------------------------------------------------------------------------------
+
+
+@device_function
+def constant(x, value: tl.constexpr):
+    """In x's type: among the arguments of tl.fma some versions round a number to float32 first."""
+    return tl.full(x.shape, value, x.dtype)
 
 
 @device_function
@@ -250,16 +256,3 @@ def erf(x):
         small = tl.fma(polynomial(x * x, ERF, 6), a, a)
         large = 1.0 - exp_nonpositive(polynomial(a, LOG_ERFC, 7))
         return with_sign_of(x, tl.where(a < 0.9, small, large))
-
-
-# ---- sums that are no products --------------------------------------------------------------------------------------
-
-
-@device_function
-def halve_lanes(lanes, ROWS: tl.constexpr):
-    """(ROWS, 64) lanes to (ROWS,) sums: lane l += lane l + 32, 16, 8, 4, 2, 1."""
-    for i in tl.static_range(6):
-        pairs = tl.reshape(lanes, (ROWS, 2, 32 >> i))
-        low, high = tl.split(tl.permute(pairs, (0, 2, 1)))
-        lanes = low + high
-    return tl.reshape(lanes, (ROWS,))

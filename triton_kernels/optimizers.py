@@ -41,8 +41,8 @@ def sgd_kernel(
     store(p_ptr, i, count, tl.fma(g, negative_lr, p))
 
 
-# m and v are moving means of g and g^2; p -= step_size m / (sqrt(v) scale + eps), with step_size = lr / (1 - beta1^t) and
-# scale = 1 / sqrt(1 - beta2^t).
+# m and v are moving means of g and g^2; p -= step_size m / (sqrt(v) scale + eps), with step_size = lr / (1 - beta1^t)
+# and scale = 1 / sqrt(1 - beta2^t).
 @kernel
 def adam_kernel(
     p_ptr, g_ptr, m_ptr, v_ptr, largest_ptr, count, negative_step_size, scale, beta1, one_minus_beta1, beta2,

@@ -30,8 +30,8 @@ if INTERPRETED:
         return tl.core.tensor(accumulator, c.type)
 
 
-# Sums over K in chunks of 256: an ascending chain from +0 in each, the chunks added left to right. Beyond K stand +0 in A
-# and -0 in B: their product -0 changes no number. Then the bias, then the activation.
+# Sums over K in chunks of 256: an ascending chain from +0 in each, the chunks added left to right. Beyond K stand +0 in
+# A and -0 in B: their product -0 changes no number. Then the bias, then the activation.
 @kernel
 def product_kernel(
     a_ptr, b_ptr, c_ptr, bias_ptr, z_ptr, M, N, K,
@@ -85,7 +85,7 @@ def tile_sizes(M, N, K, dtype):
 
 
 def product(A, B, bias=None, kind="none", save=False):
-    """(C, z): C = f(z), z = A B + bias, z only if it is to be saved; A (batch, M, K), B (batch, K, N) of any strides."""
+    """(C, z), z = A B + bias, C = f(z): z only if it is to be saved. A (batch, M, K), B (batch, K, N), any strides."""
     (batch, M, K), N = A.shape, B.shape[2]
     C = A.new_empty((batch, M, N))
     z = torch.empty_like(C) if save else None

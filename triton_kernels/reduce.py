@@ -47,7 +47,8 @@ def sum_rows(x, dtype=None, divisor=None, squares=False):
     on_device = isinstance(divisor, torch.Tensor)
     launch(
         sum_segments_kernel, (blocks(sums.numel(), PAIRS),),
-        x, sums, divisor if on_device else None, sums.numel(), segments, count, *x.stride(), 0 if on_device else divisor or 0,
+        x, sums, divisor if on_device else None, sums.numel(), segments, count, *x.stride(),
+        0 if on_device else divisor or 0,
         SQUARES=squares, MEAN=last and divisor is not None, PAIRS=PAIRS, SEGMENT=SEGMENT, LANES=LANES,
     )  # fmt: skip
     return sums.view(rows) if last else sum_rows(sums, dtype, divisor)

@@ -27,22 +27,22 @@ SUM_LANES, SUM_SEGMENT = constant(LANES), constant(SEGMENT)
 BLOCK = constant(SEGMENT**2)  # as many elements as a row of segments has that needs no segments itself
 
 
-# Elements of a tile, and of each thread's part of it, which its registers hold; estimates, not measured on a card.
-TILE_ELEMENTS, THREAD_ELEMENTS = 2048, 16
-
-
 def row_shape(rows, columns, inner=1):
-    """(SHAPE, how many programs, num_warps)."""
+    """(SHAPE, how many programs, num_warps). No card has measured these; ptxas spills no register."""
     width = min(power_of_two(columns), SEGMENT)
-    tile = block_size(rows, max(TILE_ELEMENTS // width, 1))
-    if INTERPRETED:  # one tile holds what the memory of a computer may
-        tile = min(tile, max((1 << 20) // width, 1))
     segments = min(power_of_two(blocks(columns, SEGMENT)), 4)
-    # Rows side by side are read side by side.
-    one_row = columns > SEGMENT and inner == 1 and not (INTERPRETED and rows > segments)
-    shape = (segments, width, segments) if one_row else (tile, width, int(columns > SEGMENT))
-    warps = power_of_two(blocks(shape[0] * width, 32 * THREAD_ELEMENTS))
-    return shape, rows if one_row else blocks(rows, tile), min(max(warps, 1), 16)
+    if columns > SEGMENT and inner == 1 and not (INTERPRETED and rows > segments):
+        return (segments, width, segments), rows, 16
+    if inner > 1:  # rows side by side are read side by side
+        elements, warps = 8192, 8
+    elif width > LANES:  # a thread for each lane, which keeps the lane's elements in its registers
+        elements, warps = width, 2
+    else:
+        elements, warps = 2048, 4
+    tile = block_size(rows, max(elements // width, 1))
+    if INTERPRETED:
+        tile = min(tile, (1 << 20) // width)
+    return (tile, width, int(columns > SEGMENT)), blocks(rows, tile), warps
 
 
 # How tl.sum and tl.max call tl.reduce: they are functions of their own, whose calls the interpreter is slow to prepare.
@@ -60,7 +60,8 @@ def zeros(x_ptr, SHAPE: tl.constexpr):
 
 @device_function
 def ceil_div(a, b):
-    return (a + (b - 1)) // b
+    """Of a > 0; without the sum that a could overflow in."""
+    return (a - 1) // b + 1
 
 
 @device_function
@@ -118,7 +119,7 @@ def put(y, values, column, row):
 
 @device_function
 def fold_lanes(lanes):
-    """(rows, 1) from (rows, lanes): lane l += lane l + 32, 16, ... 1. Each reduction is of two elements: it has no order.
+    """(rows, 1) from (rows, lanes): lane l += lane l + 32, 16, ... 1. Each reduction is of two elements, without order.
 
     Lanes that are not there are +0, and adding them would change nothing: no lane is ever -0.
     """
@@ -130,7 +131,7 @@ def fold_lanes(lanes):
 
 @device_function
 def sum_tile(terms):
-    """The sums of a tile's rows, of up to 4096 terms, +0 where there is none: every lane's terms one after the other."""
+    """The sums of a tile's rows, of up to 4096 terms, +0 where there is none: each lane's terms one after the other."""
     ROWS: tl.constexpr = terms.shape[0]
     STEPS: tl.constexpr = terms.shape[1] // SUM_LANES
     if STEPS < 2:
@@ -224,14 +225,7 @@ def exponentials(x, row, zero, SHAPE: tl.constexpr):
     return m, sum_rows(exponential, (x, m, row), columns, zero, SHAPE)
 
 
-# ---- arrays as rows of 4096 elements, and their means ----------------------------------------------------------------
-
-
-@device_function
-def own_segments(count, SHAPE: tl.constexpr):
-    """(where the tile's segments of an array begin, how many elements they have)."""
-    begin = own_rows(SHAPE) * SUM_SEGMENT
-    return begin, tl.minimum(count - begin, SUM_SEGMENT)
+# ---- means -----------------------------------------------------------------------------------------------------------
 
 
 @device_function

@@ -8,10 +8,8 @@ from . import rows as r
 from .launch import device_function, kernel, launch
 
 
-@kernel
-def softmax_forward_kernel(
-    x_ptr, y_ptr, rows, columns, inner, x_outer, LOGARITHM: tl.constexpr, SHAPE: tl.constexpr
-):
+@kernel(do_not_specialize_on_alignment=["columns"])  # a thread for each lane: no wider loads
+def softmax_forward_kernel(x_ptr, y_ptr, rows, columns, inner, x_outer, LOGARITHM: tl.constexpr, SHAPE: tl.constexpr):
     """y = e / (sum of e) with e = exp(x - max), or (x - max) - log(sum of e)."""
     number = r.own_rows(SHAPE)
     row = (number < rows, columns, inner)
@@ -36,10 +34,8 @@ def gradient_term(given, column):
         return r.elements(y, column, row, 0.0) * g
 
 
-@kernel
-def softmax_backward_kernel(
-    g_ptr, y_ptr, dx_ptr, rows, columns, inner, LOGARITHM: tl.constexpr, SHAPE: tl.constexpr
-):
+@kernel(do_not_specialize_on_alignment=["columns"])  # a thread for each lane: no wider loads
+def softmax_backward_kernel(g_ptr, y_ptr, dx_ptr, rows, columns, inner, LOGARITHM: tl.constexpr, SHAPE: tl.constexpr):
     """dx = y (g - sum of y g), or g - e^y (sum of g)."""
     number = r.own_rows(SHAPE)
     row = (number < rows, columns, inner)
@@ -77,9 +73,7 @@ def softmax_forward(input, dim, logarithm):
     x, x_outer = (input, input.stride(0)) if as_it_is else (input.contiguous(), columns * inner)
     shape, programs, num_warps = r.row_shape(outer * inner, columns, inner)
     sizes = outer * inner, columns, inner, x_outer
-    launch(
-        softmax_forward_kernel, (programs,), x, y, *sizes, LOGARITHM=logarithm, SHAPE=shape, num_warps=num_warps
-    )
+    launch(softmax_forward_kernel, (programs,), x, y, *sizes, LOGARITHM=logarithm, SHAPE=shape, num_warps=num_warps)
     return y
 
 

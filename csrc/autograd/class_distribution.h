@@ -24,11 +24,15 @@ struct ClassDistribution {
 inline ClassDistribution class_distribution(const at::Tensor& grad, const at::Tensor& input, const at::Tensor& target,
                                             const at::Tensor& weight, int64_t reduction, int64_t ignore_index,
                                             double label_smoothing) {
+  TORCH_CHECK(input.dim() >= 1, "cross_entropy: expected input (N, C, ...) or (C,), got ", input.sizes());
   const int64_t dim = class_dimension(input);
   const at::Tensor by_class = weight.defined() ? along_classes(weight, input) : at::Tensor();
   at::Tensor q = target, counts, divisor;
   if (at::isFloatingType(target.scalar_type())) {
-    divisor = at::full({}, at::Scalar(input.sym_numel() / input.sym_size(dim)), input.options());
+    c10::SymInt rows = 1;  // the number of elements divided by the number of classes, which may be 0
+    for (int64_t d = 0; d < input.dim(); d++)
+      if (d != dim) rows *= input.sym_size(d);
+    divisor = at::full({}, at::Scalar(rows), input.options());
   } else {
     at::Tensor index = input.dim() == 1 ? target.reshape({1}) : target.unsqueeze(dim);
     counts = index != ignore_index;

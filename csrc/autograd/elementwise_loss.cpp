@@ -78,8 +78,8 @@ std::tuple<Tensor, Tensor> elementwise_loss_backward(const Tensor& grad, const T
     at::AutoDispatchBelowADInplaceOrView below;
     return ops::elementwise_loss_backward(grad, input, target, weight, pos_weight, loss, reduction, mask);
   }
-  auto found = at_their_places(mask, ElementwiseLossBackwardFunction::apply(grad, input, target, weight, pos_weight,
-                                                                            loss, reduction, mask));
+  auto found = at_their_places(
+      mask, ElementwiseLossBackwardFunction::apply(grad, input, target, weight, pos_weight, loss, reduction, mask));
   return {found[0], found[1]};
 }
 
@@ -87,7 +87,8 @@ class ElementwiseLossFunction : public torch::autograd::Function<ElementwiseLoss
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                         const OptionalTensor& pos_weight, std::string_view loss, int64_t reduction) {
-    const bool in_advance = reduction != at::Reduction::None && computes_in_advance(input) && input.sizes() == target.sizes();
+    const bool in_advance =
+        reduction != at::Reduction::None && computes_in_advance(input) && input.sizes() == target.sizes();
     const Mask mask = {in_advance && input.requires_grad(), in_advance && target.requires_grad()};
     at::AutoDispatchBelowADInplaceOrView below;
     auto [value, dinput, dtarget] =

@@ -46,8 +46,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad, const Ten
     at::AutoDispatchBelowADInplaceOrView below;
     return ops::linear_backward(grad, input, weight, saved, activation, mask);
   }
-  auto found = at_their_places(
-      mask, LinearBackwardFunction::apply(grad, input, weight, saved, std::string(activation), mask));
+  auto found =
+      at_their_places(mask, LinearBackwardFunction::apply(grad, input, weight, saved, std::string(activation), mask));
   return {found[0], found[1], found[2]};
 }
 

@@ -3,20 +3,23 @@
 #include "../numerics/activations.h"
 #include "dtypes.h"
 #include "parallel.h"
+#include "streaming.h"
 
 namespace pytorch_ext::PYTORCH_EXT_ISA {
 namespace {
 
 constexpr int64_t ELEMENTS_PER_TASK = 16384;
 
-// Calls f(i, left) for the Vector of elements from i on, of which `left` exist.
+// y[i] = f(i, left) for the Vector of elements from i on, of which `left` exist.
 template <class S, class F>
-void each_vector(int64_t n, F&& f) {
-  constexpr int width = ComputeV<S>::size;
-  cpu::parallel_for(n, ELEMENTS_PER_TASK, [=](int64_t begin, int64_t end) {
-    int64_t i = begin;
-    for (; i + width <= end; i += width) f(i, int64_t(width));
-    if (i < end) f(i, end - i);
+void each_vector(int64_t n, S* y, F&& f) {
+  constexpr int64_t width = ComputeV<S>::size;
+  cpu::parallel_for((n + width - 1) / width, ELEMENTS_PER_TASK / width, [=](int64_t first, int64_t last) {
+    const Stream<S> stream(y, n);
+    const int64_t end = last * width < n ? last * width : n;
+    int64_t i = first * width;
+    for (; i + width <= end; i += width) stream.put(y + i, f(i, width), width);
+    if (i < end) stream.put(y + i, f(i, end - i), end - i);
   });
 }
 
@@ -26,7 +29,7 @@ template <class S>
 void activation(Activation kind, int64_t n, const S* x, S* y) {
   using T = compute_t<S>;
   with_activation(kind, [=](auto act) {
-    each_vector<S>(n, [=](int64_t i, int64_t left) { store(y + i, act.value(load(x + i, left, T(0))), left); });
+    each_vector(n, y, [=](int64_t i, int64_t left) { return act.value(load(x + i, left, T(0))); });
   });
 }
 
@@ -34,8 +37,8 @@ template <class S>
 void activation_gradient(Activation kind, int64_t n, const S* grad, const S* saved, S* dx) {
   using T = compute_t<S>;
   with_activation(kind, [=](auto act) {
-    each_vector<S>(n, [=](int64_t i, int64_t left) {
-      store(dx + i, act.gradient(load(grad + i, left, T(0)), load(saved + i, left, T(0))), left);
+    each_vector(n, dx, [=](int64_t i, int64_t left) {
+      return act.gradient(load(grad + i, left, T(0)), load(saved + i, left, T(0)));
     });
   });
 }

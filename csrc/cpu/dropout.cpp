@@ -1,5 +1,7 @@
 #include "dropout.h"
 
+#include <utility>
+
 #include "../numerics/philox.h"
 #include "../numerics/vector.h"
 #include "dtypes.h"
@@ -27,19 +29,26 @@ struct MultiplyLanes {
   }
 };
 
+// Lanes `begin`, begin + 1, ... of a and b in turns: a, b, a, b, ...
+template <int begin, int... l>
+INLINE_HD WordLanes alternate(WordLanes a, WordLanes b, std::integer_sequence<int, l...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, (begin + l / 2 + l % 2 * COUNTERS)...);
+#else
+  return __builtin_shuffle(a, b, WordLanes{static_cast<uint64_t>(begin + l / 2 + l % 2 * COUNTERS)...});
+#endif
+}
+
 // The words of counters first, first + 1, ... in the order of the elements.
 INLINE_HD void random_words(uint64_t first, uint64_t key, uint32_t* words) {
-  WordLanes counter, low, high;
+  WordLanes counter;
 #pragma GCC unroll 8
-  for (int l = 0; l < COUNTERS; l++) {
-    counter[l] = first + static_cast<uint64_t>(l);
-    low[l] = static_cast<uint64_t>(l / 2 + l % 2 * COUNTERS);
-    high[l] = low[l] + COUNTERS / 2;
-  }
+  for (int l = 0; l < COUNTERS; l++) counter[l] = first + static_cast<uint64_t>(l);
   WordLanes c[4] = {counter, counter >> 32, WordLanes{}, WordLanes{}};
   philox(c, key, MultiplyLanes());
   WordLanes even = (c[0] & 0xFFFFFFFFu) | c[1] << 32, odd = (c[2] & 0xFFFFFFFFu) | c[3] << 32;
-  WordLanes first_half = __builtin_shuffle(even, odd, low), second_half = __builtin_shuffle(even, odd, high);
+  constexpr auto lanes = std::make_integer_sequence<int, COUNTERS>();
+  WordLanes first_half = alternate<0>(even, odd, lanes), second_half = alternate<COUNTERS / 2>(even, odd, lanes);
   std::memcpy(words, &first_half, sizeof first_half);
   std::memcpy(words + WORDS / 2, &second_half, sizeof second_half);
 }

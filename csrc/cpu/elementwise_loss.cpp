@@ -4,6 +4,7 @@
 #include "dtypes.h"
 #include "parallel.h"
 #include "rows.h"
+#include "streaming.h"
 
 namespace pytorch_ext::PYTORCH_EXT_ISA {
 namespace {
@@ -21,32 +22,45 @@ V outside_unit_interval(V x) {
   return select(less_equal(zero, x), select(less_equal(x, one), zero, one), one);
 }
 
-// Elements [begin, end): their values into `values` (null: not wanted), their gradients scaled where the arrays say.
-template <class Loss, class S, class Value>
-bool evaluate(const ElementwiseLossArrays<S>& arrays, compute_t<S> scale, int64_t begin, int64_t end, Value* values) {
+// Runs body(term) for the elements from `begin` on: term(i, left) is the Vector of values from element begin + i on, of
+// which `left` exist, and stores their gradients, scaled, where the arrays say.
+template <class Loss, class S, class Body>
+INLINE_HD bool evaluate(const ElementwiseLossArrays<S>& arrays, compute_t<S> scale, int64_t begin, Body&& body) {
   using T = compute_t<S>;
   using V = Vector<T>;
   const ElementwiseLossArrays<S> p = arrays;  // a copy that no store can change
   const S* element_grad = p.reduction == Reduction::none ? p.grad : nullptr;
+  const Stream<S> dinput(p.dinput, p.count), dtarget(p.dtarget, p.count);
   V s = constant<V>(scale), outside = constant<V>(0), pos_weight = constant<V>(1), weight = constant<V>(1);
-  for (int64_t i = begin; i < end; i += V::size) {
-    const int64_t left = end - i;
+  body([&](int64_t index, int64_t left) __attribute__((always_inline)) {
+    const int64_t i = begin + index;
     const V x = load(p.input + i, left, T(0)), y = load(p.target + i, left, T(0));
     if (p.pos_weight) pos_weight = load(p.pos_weight + i, left, T(0));
     if (p.weight) weight = load(p.weight + i, left, T(0));
     if (element_grad) s = load(element_grad + i, left, T(0));
     auto weighted = [&](V v) { return p.weight ? mul(v, weight) : v; };
-    if (values) {
-      store(values + (i - begin), weighted(Loss::value(x, y, pos_weight)), left);
-      if constexpr (Loss::of_probabilities)
-        outside = max(outside, max(outside_unit_interval(x), outside_unit_interval(y)));
-    }
-    if (p.dinput) store(p.dinput + i, mul(weighted(Loss::input_slope(x, y, pos_weight)), s), left);
-    if (p.dtarget) store(p.dtarget + i, mul(weighted(Loss::target_slope(x, y, pos_weight)), s), left);
-  }
+    if (p.dinput) dinput.put(p.dinput + i, mul(weighted(Loss::input_slope(x, y, pos_weight)), s), left);
+    if (p.dtarget) dtarget.put(p.dtarget + i, mul(weighted(Loss::target_slope(x, y, pos_weight)), s), left);
+    if (!p.value) return constant<V>(0);
+    if constexpr (Loss::of_probabilities)
+      outside = max(outside, max(outside_unit_interval(x), outside_unit_interval(y)));
+    return weighted(Loss::value(x, y, pos_weight));
+  });
   for (int l = 0; l < V::size; l++)
     if (outside.v[l] != 0) return false;
   return true;
+}
+
+// The sum of `length` <= 4096 terms.
+template <class Loss, class T, class Term>
+INLINE_HD T sum_values(int64_t length, Term&& term) {
+  if constexpr (Loss::zero_at_zero) {
+    return sum_segment<T>(length, term);
+  } else {  // a long sequence of instructions, which stands here once; sum_segment repeats it for every lane
+    T values[SUM_SEGMENT];  // stays in the first-level cache
+    for (int64_t i = 0; i < length; i += Vector<T>::size) store(values + i, term(i, length - i), length - i);
+    return sum_array<T>(length, values);
+  }
 }
 
 template <class Loss, class S>
@@ -67,16 +81,22 @@ bool evaluate_all(const ElementwiseLossArrays<S>& p) {
   };
   if (reduced && p.value) {
     T sum = sum_parallel<T>(p.count, SEGMENTS_PER_TASK<Loss>, [&](int64_t begin, int64_t length) {
-      T values[SUM_SEGMENT];  // stays in the first-level cache
-      note(evaluate<Loss>(p, scale, begin, begin + length, values));
-      return sum_segment<T>(length, [&](int64_t i, int64_t left) { return load(values + i, left, T(0)); });
+      T segment;
+      note(evaluate<Loss>(p, scale, begin, [&](auto&& term) { segment = sum_values<Loss, T>(length, term); }));
+      return segment;
     });
     *p.value = narrow<S>(p.reduction == Reduction::mean ? div(sum, divisor) : sum);
   } else {
     const int64_t segments = (p.count + SUM_SEGMENT - 1) / SUM_SEGMENT;
     cpu::parallel_for(segments, SEGMENTS_PER_TASK<Loss>, [&](int64_t first, int64_t last) {
       const int64_t begin = first * SUM_SEGMENT, end = last * SUM_SEGMENT < p.count ? last * SUM_SEGMENT : p.count;
-      note(evaluate<Loss>(p, scale, begin, end, p.value ? p.value + begin : nullptr));
+      note(evaluate<Loss>(p, scale, begin, [&](auto&& term) {
+        const Stream<S> value(p.value, p.count);
+        for (int64_t i = begin; i < end; i += Vector<T>::size) {
+          const Vector<T> values = term(i - begin, end - i);
+          if (p.value) value.put(p.value + i, values, end - i);
+        }
+      }));
     });
   }
   return valid;

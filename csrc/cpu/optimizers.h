@@ -30,15 +30,15 @@ struct GradTensor {
   S* grad;
 };
 
-#define PYTORCH_EXT_DECLARE(isa)                                                                              \
-  namespace isa {                                                                                             \
-  template <class S>                                                                                          \
-  void sgd_step(const SgdRule<compute_t<S>>& rule, const SgdTensor<S>* tensors, int64_t count);               \
-  template <class S>                                                                                          \
-  void adam_step(const AdamRule<compute_t<S>>& rule, const AdamTensor<S>* tensors, int64_t count);            \
-  template <class S>                                                                                          \
-  void gradient_norm(const GradTensor<S>* tensors, int64_t count, compute_t<S>* norm);                        \
-  template <class S>                                                                                          \
+#define PYTORCH_EXT_DECLARE(isa)                                                                                     \
+  namespace isa {                                                                                                    \
+  template <class S>                                                                                                 \
+  void sgd_step(const SgdRule<compute_t<S>>& rule, const SgdTensor<S>* tensors, int64_t count);                      \
+  template <class S>                                                                                                 \
+  void adam_step(const AdamRule<compute_t<S>>& rule, const AdamTensor<S>* tensors, int64_t count);                   \
+  template <class S>                                                                                                 \
+  void gradient_norm(const GradTensor<S>* tensors, int64_t count, compute_t<S>* norm);                               \
+  template <class S>                                                                                                 \
   void clip_gradients(const GradTensor<S>* tensors, int64_t count, compute_t<S> max_norm, const compute_t<S>* norm); \
   }
 PYTORCH_EXT_EACH_ISA(PYTORCH_EXT_DECLARE)

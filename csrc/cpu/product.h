@@ -30,7 +30,8 @@ struct Product {
   int64_t c_batch = 0;  // elements between C[b] and C[b + 1], and in preactivation
 };
 
-// offsets[b], b < count: the elements before matrix b of a batch of these sizes and strides, the last dimension fastest.
+// offsets[b], b < count: the elements before matrix b of a batch of these sizes and strides, the last dimension
+// fastest.
 struct BatchOffsets {
   static constexpr int most_dims = 24;
   int dims;

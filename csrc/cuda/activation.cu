@@ -15,8 +15,8 @@ void activation_gradient(Activation kind, int64_t n, const S* grad, const S* sav
       [&](Device device) { return device::activation_gradient(kind, n, grad, saved, dx, device); });
 }
 
-#define INSTANTIATE(S)                                                        \
-  template void activation<S>(Activation, int64_t, const S*, S*, Queue&);     \
+#define INSTANTIATE(S)                                                    \
+  template void activation<S>(Activation, int64_t, const S*, S*, Queue&); \
   template void activation_gradient<S>(Activation, int64_t, const S*, const S*, S*, Queue&);
 PYTORCH_EXT_EACH_DTYPE(INSTANTIATE)
 

@@ -10,7 +10,7 @@
 
 namespace pytorch_ext::PYTORCH_EXT_ISA {
 
-#define CLASS_INDICES "expected class indices in [0, classes) or ignore_index"
+#define PYTORCH_EXT_CLASS_INDICES "expected class indices in [0, classes) or ignore_index"
 
 // What all rows have in common. `weight_sum`, of the class weights, is in device memory; null where it is not wanted.
 template <class T>
@@ -31,7 +31,7 @@ struct TargetWeight {  // the weight of the row's class; +0 for a row that is ig
   __device__ __forceinline__ compute_t<S> operator()(int64_t row) const {
     const int64_t t = p.indices[row];
     if (t == p.ignore_index) return 0;
-    require(t >= 0 && t < p.classes, CLASS_INDICES);
+    require(t >= 0 && t < p.classes, PYTORCH_EXT_CLASS_INDICES);
     return widen(p.weight[t]);
   }
 };
@@ -89,7 +89,7 @@ __global__ void class_indices_kernel(ClassificationLoss<S> p, ClassTotals<comput
     if (losses && is_first_of_row<Row>()) losses[number] = narrow<L>(T(0));
     return;
   }
-  require(target >= 0 && target < p.classes, CLASS_INDICES);
+  require(target >= 0 && target < p.classes, PYTORCH_EXT_CLASS_INDICES);
   const ClassRow<Row, S> row(p, target, totals.weight_sum);
   const ExponentialRow<Row, S> e(row.row, p.input + o * p.input_outer + i, dx, p.inner);
   if (losses) {

@@ -40,9 +40,9 @@ __device__ __forceinline__ T* dynamic_shared() {
 // Ends the launch as a failed assert does, with the text on stderr, unless `condition` holds.
 __device__ __forceinline__ void require(bool condition, const char* expectation) {
   if (condition) return;
-#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__)
   __assert_fail(expectation, "pytorch_ext", __LINE__, "");
-#else
+#elif !defined(__CUDACC__)
   simt::fail(expectation);
 #endif
 }

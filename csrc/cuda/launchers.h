@@ -49,7 +49,8 @@ void dropout(const Dropout<S>& p, Queue& queue);
 template <class S>
 void sum_slices(const SliceSum<S>& p, Queue& queue);
 template <class S>
-bool elementwise_loss(const ElementwiseLossArrays<S>& p, Queue& queue);  // true; what is no probability stops the device
+bool elementwise_loss(const ElementwiseLossArrays<S>& p,
+                      Queue& queue);  // true; what is no probability stops the device
 template <class S>
 void cross_entropy(const ClassificationLoss<S>& p, Queue& queue);
 template <class S>

@@ -15,7 +15,7 @@ struct NllTerm {
   __device__ __forceinline__ T operator()(int64_t row) const {
     const int64_t target = p.indices[row], o = row / p.inner, i = row % p.inner;
     if (target == p.ignore_index) return T(0);
-    require(target >= 0 && target < p.classes, CLASS_INDICES);
+    require(target >= 0 && target < p.classes, PYTORCH_EXT_CLASS_INDICES);
     const T weight = p.weight ? widen(p.weight[target]) : T(1);
     if (p.dinput) {
       const T scale = loss_scale(p.grad, p.reduction, row, divisor);

@@ -29,10 +29,10 @@ void clip_gradients(const GradTensor<S>* tensors, int64_t count, compute_t<S> ma
       [&](Device device) { return device::clip_gradients(tensors, count, max_norm, norm, device); });
 }
 
-#define INSTANTIATE(S)                                                                                    \
-  template void sgd_step<S>(const SgdRule<compute_t<S>>&, const SgdTensor<S>*, int64_t, Queue&);          \
-  template void adam_step<S>(const AdamRule<compute_t<S>>&, const AdamTensor<S>*, int64_t, Queue&);       \
-  template void gradient_norm<S>(const GradTensor<S>*, int64_t, compute_t<S>*, Queue&);                   \
+#define INSTANTIATE(S)                                                                              \
+  template void sgd_step<S>(const SgdRule<compute_t<S>>&, const SgdTensor<S>*, int64_t, Queue&);    \
+  template void adam_step<S>(const AdamRule<compute_t<S>>&, const AdamTensor<S>*, int64_t, Queue&); \
+  template void gradient_norm<S>(const GradTensor<S>*, int64_t, compute_t<S>*, Queue&);             \
   template void clip_gradients<S>(const GradTensor<S>*, int64_t, compute_t<S>, const compute_t<S>*, Queue&);
 PYTORCH_EXT_EACH_DTYPE(INSTANTIATE)
 

@@ -9,7 +9,8 @@ namespace pytorch_ext {
 
 bool covers_cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
                           int64_t ignore_index, double label_smoothing) {
-  if (!covers_classification(input, weight, reduction) || target.device() != input.device() || label_smoothing > 1) return false;
+  if (!covers_classification(input, weight, reduction) || target.device() != input.device() || label_smoothing > 1)
+    return false;
   if (input.sizes() == target.sizes())
     return will_match(target, input) && ignore_index < 0 && input.size(class_dim(input)) > 0;
   if (!is_index_dtype(input, target) || !has_index_per_row(input, target)) return false;

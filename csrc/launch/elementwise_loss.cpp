@@ -18,8 +18,8 @@ namespace {
 bool matches(const Tensor& t, const Tensor& input) {
   auto a = t.scalar_type(), b = input.scalar_type();
   if (a == b) return t.device() == input.device();
-  return at::autocast::is_autocast_enabled(input.device().type()) && is_kernel_dtype(a) && a != at::kDouble && b != at::kDouble &&
-         t.device() == input.device();
+  return at::autocast::is_autocast_enabled(input.device().type()) && is_kernel_dtype(a) && a != at::kDouble &&
+         b != at::kDouble && t.device() == input.device();
 }
 
 bool covers_pair(const Tensor& input, const Tensor& target, int64_t reduction) {

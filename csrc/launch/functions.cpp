@@ -21,7 +21,8 @@ Tensor apply_named(const std::string& name, const Tensor& input) {
   if (input.dtype() == at::kFloat)
     RUN_KERNEL(input, apply_function<float>)(function, input.numel(), data<float>(input), mutable_data<float>(output));
   else
-    RUN_KERNEL(input, apply_function<double>)(function, input.numel(), data<double>(input), mutable_data<double>(output));
+    RUN_KERNEL(input, apply_function<double>)(function, input.numel(), data<double>(input),
+                                              mutable_data<double>(output));
   return output;
 }
 
@@ -30,10 +31,12 @@ Tensor apply_named(const std::string& name, const Tensor& input) {
 void define_functions(pybind11::module_& m) {
   m.def("apply_function", &apply_named);
   m.def("has_kernels", &has_kernels);
-  m.def("self_test", [](const std::string& device) { return self_test(at::Device(device)); },
-        pybind11::arg("device") = "cpu");
-  m.def("self_test_hashes", [](const std::string& device) { return self_test_hashes(at::Device(device)); },
-        pybind11::arg("device") = "cpu");
+  m.def(
+      "self_test", [](const std::string& device) { return self_test(at::Device(device)); },
+      pybind11::arg("device") = "cpu");
+  m.def(
+      "self_test_hashes", [](const std::string& device) { return self_test_hashes(at::Device(device)); },
+      pybind11::arg("device") = "cpu");
 }
 
 }  // namespace pytorch_ext

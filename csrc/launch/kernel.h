@@ -53,9 +53,9 @@ auto kernel_for(const Tensor& on, Result (*on_cpu)(Parameters...), [[maybe_unuse
 #define RUN_KERNEL(on, ...) (::pytorch_ext::kernel_for(on, CPU_KERNEL(__VA_ARGS__), CUDA_KERNEL(__VA_ARGS__)))
 
 // Registers operators for every device with kernels: KERNEL_LIBRARY(m) { m.impl("softmax_forward", &softmax_forward); }
-#define KERNEL_LIBRARY(m)                                                        \
-  static void register_kernels(torch::Library&);                                 \
-  TORCH_LIBRARY_IMPL(pytorch_ext, CPU, library) { register_kernels(library); }   \
+#define KERNEL_LIBRARY(m)                                                       \
+  static void register_kernels(torch::Library&);                                \
+  TORCH_LIBRARY_IMPL(pytorch_ext, CPU, library) { register_kernels(library); }  \
   TORCH_LIBRARY_IMPL(pytorch_ext, CUDA, library) { register_kernels(library); } \
   static void register_kernels(torch::Library& m)
 

@@ -125,8 +125,10 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad, const Ten
       RUN_KERNEL(input, linear_gradient<S>)(p);
     }
     if (stock) return;
-    if (mask[0]) RUN_KERNEL(input, product<S>)(Product<S>{M, K, N, view<S>(dz), view<S>(weight), mutable_data<S>(dx), K});
-    if (mask[1]) RUN_KERNEL(input, product<S>)(Product<S>{N, K, M, transposed<S>(dz), view<S>(x), mutable_data<S>(dw), K});
+    if (mask[0])
+      RUN_KERNEL(input, product<S>)(Product<S>{M, K, N, view<S>(dz), view<S>(weight), mutable_data<S>(dx), K});
+    if (mask[1])
+      RUN_KERNEL(input, product<S>)(Product<S>{N, K, M, transposed<S>(dz), view<S>(x), mutable_data<S>(dw), K});
   });
   if (mask[0] && stock) dx = at::mm(dz, weight).view(input.sizes());
   if (mask[1] && stock) dw = at::mm(dz.t(), x);

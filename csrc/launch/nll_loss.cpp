@@ -9,8 +9,8 @@ namespace pytorch_ext {
 
 bool covers_nll_loss(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
                      int64_t) {
-  return covers_classification(input, weight, reduction) && target.device() == input.device() && is_index_dtype(input, target) &&
-         has_index_per_row(input, target);
+  return covers_classification(input, weight, reduction) && target.device() == input.device() &&
+         is_index_dtype(input, target) && has_index_per_row(input, target);
 }
 
 namespace {
@@ -66,8 +66,9 @@ ClassOperands class_operands(const char* op, const Tensor& input, const Tensor& 
                 " of ", target.scalar_type());
     o.target = target.to(at::kLong).contiguous();
     // On a device the kernels look at the indices themselves, as nothing here may wait for it.
-    o.counted_rows =
-        !input.is_cpu() ? 0 : count_rows(op, o.target.const_data_ptr<int64_t>(), o.outer * o.inner, o.classes, ignore_index);
+    o.counted_rows = !input.is_cpu() ? 0
+                                     : count_rows(op, o.target.const_data_ptr<int64_t>(), o.outer * o.inner, o.classes,
+                                                  ignore_index);
   }
   if (o.classes_last || o.inner == 1) {
     o.outer *= o.inner;

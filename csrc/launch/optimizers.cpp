@@ -70,11 +70,11 @@ struct Options {
   }
 };
 
-// An ordinary dense tensor with the sizes, the dtype and the device of `like`. In-place changes of inference tensors are
-// for the stock step to judge.
+// An ordinary dense tensor with the sizes, the dtype and the device of `like`. In-place changes of inference tensors
+// are for the stock step to judge.
 bool matches(const Tensor& t, const Tensor& like) {
-  return is_ordinary(t) && t.device() == like.device() && !t.is_inference() &&
-         t.scalar_type() == like.scalar_type() && t.sizes() == like.sizes();
+  return is_ordinary(t) && t.device() == like.device() && !t.is_inference() && t.scalar_type() == like.scalar_type() &&
+         t.sizes() == like.sizes();
 }
 
 // Whether element i in memory of one is element i in memory of the other.

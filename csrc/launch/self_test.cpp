@@ -1,4 +1,5 @@
-// The self-test: whether the kernels, on the instruction set in use or on a device, compute what the specification says.
+// The self-test: whether the kernels, on the instruction set in use or on a device, compute what the specification
+// says.
 #include "self_test.h"
 
 #include <ATen/Parallel.h>

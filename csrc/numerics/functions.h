@@ -53,20 +53,34 @@ INLINE_HD V minus_multiple_of_ln2(V x, V n) {
   return fma(n, constant<V>(0x1.05c610p-29f), r);
 }
 
-// e^x over the whole range: gradual underflow, infinities and NaN as IEEE has them. At most 0.90 ulp.
+// The integer n that x was rounded to by adding 1.5 * 2^23: `shifted` is the sum.
 template <class V>
-INLINE_HD V exp(V x) {
-  x = min(constant<V>(89.0f), max(constant<V>(-104.0f), x));  // in this order NaN stays
-  // Adding 1.5 * 2^23 rounds to an integer.
-  V shifted = fma(x, constant<V>(0x1.715476p0f), constant<V>(0x1.8p23f));
-  V n = sub(shifted, constant<V>(0x1.8p23f));
-  V p = exp_polynomial(minus_multiple_of_ln2(x, n));
+INLINE_HD V integer_of(V shifted) {
+  return sub(shifted, constant<V>(0x1.8p23f));
+}
+
+// p 2^n, rounded once, for p in (1/2, 2) and -150 <= n <= 129.
+template <class V>
+INLINE_HD V times_power_of_two(V p, V shifted) {
   // 2^n in two halves: one factor alone would overflow, or round a subnormal twice.
   auto k = sub(bits(shifted), int_constant<V>(0x4b400000));
   auto half = shift_right(k, 1);
   V first = from_bits(shift_left(add(half, int_constant<V>(127)), 23));
   V second = from_bits(shift_left(add(sub(k, half), int_constant<V>(127)), 23));
   return mul(mul(p, first), second);
+}
+#if !defined(__CUDACC__) && defined(__AVX512F__)
+INLINE_HD FloatV times_power_of_two(FloatV p, FloatV shifted) {
+  return FloatV::Native(_mm512_scalef_ps(p.v, integer_of(shifted).v));
+}
+#endif
+
+// e^x over the whole range: gradual underflow, infinities and NaN as IEEE has them. At most 0.90 ulp.
+template <class V>
+INLINE_HD V exp(V x) {
+  x = min(constant<V>(89.0f), max(constant<V>(-104.0f), x));  // in this order NaN stays
+  V shifted = fma(x, constant<V>(0x1.715476p0f), constant<V>(0x1.8p23f));
+  return times_power_of_two(exp_polynomial(minus_multiple_of_ln2(x, integer_of(shifted))), shifted);
 }
 
 // e^x for softmax, x <= 0: below -87 the result is +0 by definition, so that one multiplication scales it. At most 0.90

@@ -1,7 +1,9 @@
 // Element-wise losses: value and both derivatives side by side. Each operation as written, in this order.
 //
-//   value(x, y, p)         the loss of input x and target y; p is the weight of the positive class where the loss has
-//   one input_slope(x, y, p)   d value / dx target_slope(x, y, p)  d value / dy
+//   value(x, y, p)         the loss of input x and target y; p is the weight of the positive class where there is one
+//   input_slope(x, y, p)   d value / dx
+//   target_slope(x, y, p)  d value / dy
+//   zero_at_zero           value(0, 0, p) is +0
 #pragma once
 
 #include "functions.h"
@@ -10,7 +12,7 @@
 namespace pytorch_ext::PYTORCH_EXT_ISA {
 
 struct MseLoss {
-  static constexpr bool of_probabilities = false;
+  static constexpr bool of_probabilities = false, zero_at_zero = true;
   template <class V>
   static INLINE_HD V value(V x, V y, V) {
     V d = sub(x, y);
@@ -27,7 +29,7 @@ struct MseLoss {
 };
 
 struct BinaryCrossEntropy {  // (y - 1) log(1 - x) - y log(x), the logarithms not below -100
-  static constexpr bool of_probabilities = true;
+  static constexpr bool of_probabilities = true, zero_at_zero = false;
   template <class V>
   static INLINE_HD V value(V x, V y, V) {
     V lowest = constant<V>(-100);
@@ -46,7 +48,7 @@ struct BinaryCrossEntropy {  // (y - 1) log(1 - x) - y log(x), the logarithms no
 };
 
 struct BinaryCrossEntropyWithLogits {  // max(x, 0) - x y + log(1 + e^-|x|)
-  static constexpr bool of_probabilities = false;
+  static constexpr bool of_probabilities = false, zero_at_zero = false;
   template <class V>
   static INLINE_HD V value(V x, V y, V) {
     return add(sub(max(x, constant<V>(0)), mul(x, y)), log1p(exp(neg(abs(x)))));
@@ -62,7 +64,7 @@ struct BinaryCrossEntropyWithLogits {  // max(x, 0) - x y + log(1 + e^-|x|)
 };
 
 struct BinaryCrossEntropyWithPosWeight {  // (1 - y) x + (1 + (p - 1) y) softplus(-x)
-  static constexpr bool of_probabilities = false;
+  static constexpr bool of_probabilities = false, zero_at_zero = false;
   template <class V>
   static INLINE_HD V log_weight(V y, V p) {
     return fma(sub(p, constant<V>(1)), y, constant<V>(1));

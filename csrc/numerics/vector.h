@@ -1,7 +1,7 @@
 // SIMD lanes for the host: Vector<T> carries the operations of primitive.h, lane by lane.
 //
-// GCC's vector extension writes the arithmetic once for SSE2, AVX2, AVX-512 and NEON; only fma, square root and partial
-// loads and stores need an instruction by name.
+// GCC's vector extension writes the arithmetic once for SSE2, AVX2, AVX-512 and NEON; only fma, square root, extrema
+// and partial loads and stores need an instruction by name.
 #pragma once
 
 #include "low_precision.h"
@@ -112,6 +112,18 @@ INLINE_HD Vector<T> select(Mask<T> condition, Vector<T> yes, Vector<T> no) {
   return condition.v ? yes.v : no.v;
 }
 INLINE_HD IntV select(Mask<float> condition, IntV yes, IntV no) { return condition.v ? yes.v : no.v; }
+
+// Exactly max and min of primitive.h, NaN and the sign of zero included.
+#if defined(__AVX512F__)
+INLINE_HD FloatV max(FloatV a, FloatV b) { return FloatV::Native(_mm512_max_ps(a.v, b.v)); }
+INLINE_HD FloatV min(FloatV a, FloatV b) { return FloatV::Native(_mm512_min_ps(a.v, b.v)); }
+#elif defined(__AVX2__)
+INLINE_HD FloatV max(FloatV a, FloatV b) { return FloatV::Native(_mm256_max_ps(a.v, b.v)); }
+INLINE_HD FloatV min(FloatV a, FloatV b) { return FloatV::Native(_mm256_min_ps(a.v, b.v)); }
+#elif defined(__x86_64__)
+INLINE_HD FloatV max(FloatV a, FloatV b) { return FloatV::Native(_mm_max_ps(a.v, b.v)); }
+INLINE_HD FloatV min(FloatV a, FloatV b) { return FloatV::Native(_mm_min_ps(a.v, b.v)); }
+#endif
 
 #if defined(__AVX512F__)
 INLINE_HD FloatV fma(FloatV a, FloatV b, FloatV c) { return FloatV::Native(_mm512_fmadd_ps(a.v, b.v, c.v)); }

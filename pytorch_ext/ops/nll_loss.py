@@ -95,8 +95,8 @@ def nll_loss_backward(grad, input, target, weight, reduction, ignore_index):
 def class_distribution(grad, input, target, weight, reduction, ignore_index, label_smoothing=0.0):
     """(q, scale) in stock operators: the target as a distribution over the classes, and the gradient of a row's value.
 
-    cross_entropy is the sum of q (-log p) over a row, nll_loss the sum of q (-x). q has the input's shape and is zero in
-    rows that are ignored; scale broadcasts to it.
+    cross_entropy is the sum of q (-log p) over a row, nll_loss the sum of q (-x). q has the input's shape and is zero
+    in rows that are ignored; scale broadcasts to it.
     """
     dim = min(1, input.dim() - 1)
     classes = input.shape[dim]

@@ -60,7 +60,7 @@ class CompiledKernels:
 
 
 class InterpretedProducts(CompiledKernels):
-    """What needs a dtype whose products are not the stock operator's. A base behind InterpretedKernels: it runs before."""
+    """What 16-bit dtypes lack. A base class behind InterpretedKernels, so that its tests run before."""
 
     @pytest.mark.parametrize("multiprocessors", [132, 1])
     def test_products(self, runner, multiprocessors):

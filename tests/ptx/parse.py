@@ -53,11 +53,11 @@ def _statement(kernel, text):
         text = text[label.end() :]
     if not text or text in "{}" or text.startswith((".pragma", ".loc ", ".file ")):
         return
+    if text.startswith((".param", "st.param", ".reg .b32 temp_param_reg")):  # the arguments of a call
+        return
     if text.startswith(".reg"):
         kind, name, count = REGISTERS.match(text).groups()
         kernel.registers[name] = kind
-        return
-    if text.startswith((".param", "st.param")):  # the arguments of a call
         return
     if text.startswith("."):
         declaration = VARIABLE.match(text).groups()

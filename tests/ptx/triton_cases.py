@@ -1,7 +1,8 @@
 """Every Triton kernel, compiled for an architecture, against the CPU library, bit for bit; a process of its own.
 
-`python -m ptx.triton_cases 90` prints one JSON object: what failed by case, violations of the contract, and the kernels
-that never ran. Triton's interpreter, which tests/conftest.py turns on, and its compiler exclude each other.
+`python -m ptx.triton_cases 90 full` prints one JSON object: what failed by case, violations of the contract, and the
+kernels that never ran; names instead of `full` are cases without their variants. Triton's interpreter, which
+tests/conftest.py turns on, and its compiler exclude each other.
 """
 
 import importlib
@@ -60,8 +61,9 @@ def products():
 
 
 def sums():
-    from pytorch_ext import native
     from pytorch_ext.triton_kernels.reduce import sum_to_size
+
+    from pytorch_ext import native
 
     for shape, sizes in [((300, 5), (5,)), ((9000,), ()), ((4, 5, 6), (5, 1))]:
         x = random(*shape)
@@ -74,10 +76,9 @@ def dropout():
 
 
 def softmax():
-    for shape, dim in [((3, 10), 1), ((2, 1100), 1), ((2, 4200), 1), ((2, 7, 3), 1)]:
-        for logarithm in (False, True):
-            y = compare("softmax_forward", random(*shape, special=shape[1] == 10), dim, logarithm)
-            compare("softmax_backward", random(*shape), y, dim, logarithm)
+    for shape, logarithm in [((3, 10), False), ((2, 1100), True), ((2, 4200), False), ((2, 7, 3), True)]:
+        y = compare("softmax_forward", random(*shape, special=shape[1] == 10), 1, logarithm)
+        compare("softmax_backward", random(*shape), y, 1, logarithm)
 
 
 def cross_entropy():
@@ -141,16 +142,29 @@ def updates():
             assert_same_bits(a, b, f"result {i} of {name} {options}")
 
 
+def tensor_cores(machine):
+    """Products of 16 bits, which are outside the contract, compile to the architecture's tensor cores."""
+    machine.texts = []
+    try:
+        for dtype in (torch.float16, torch.bfloat16):
+            x, w = torch.ones(256, 256, dtype=dtype), torch.ones(256, 256, dtype=dtype)
+            importlib.import_module("pytorch_ext.triton_kernels.linear").linear_forward(x, w, None, "relu")
+        instruction = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}[machine.target.arch]
+        assert len(machine.texts) == 2 and all(instruction in text for text in machine.texts)
+    finally:
+        machine.texts = None
+
+
 CASES = {f.__name__: f for f in (activations, products, sums, dropout, softmax, cross_entropy, nll_loss)}
-CASES |= {f.__name__: f for f in (elementwise_losses, updates)}
+CASES |= {f.__name__: f for f in (elementwise_losses, updates, tensor_cores)}
 WARPS = {"activations": (None, 1, 8), "sums": (None, 1, 8), "softmax": (None, 2), "updates": (None, 2)}
 SMALL = (5, 7, 40), (17, 30, 260)  # products whose tiles are small enough to compile for any number of warps
 
 
-def run_case(machine, name):
-    for machine.warps in WARPS.get(name, (None,)):
-        CASES[name]()
-    if name == "products":
+def run_case(machine, name, full):
+    for machine.warps in WARPS.get(name, (None,)) if full else (None,):
+        CASES[name](*([machine] if name == "tensor_cores" else []))
+    if name == "products" and full:
         for machine.warps in (1, 2, 8):
             linear(*SMALL)
 
@@ -164,10 +178,11 @@ def main(architecture, names):
     launch.run, launch.can_run_on = machine.run, lambda device: True
     triton_path.problem = lambda: None  # there is no device, and none is needed
     failed = {}
-    for name in names or CASES:
+    full = names == ["full"]
+    for name in CASES if full else names:
         torch.manual_seed(20240611)
         try:
-            run_case(machine, name)
+            run_case(machine, name, full)
             failed[name] = None
         except Exception:
             failed[name] = traceback.format_exc()

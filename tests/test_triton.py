@@ -1,0 +1,133 @@
+"""The Triton path as a backend: when it can be chosen, what is said where it cannot, and what it covers."""
+
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accuracy import assert_same_bits
+from conftest import needs_interpreter, needs_native
+
+import pytorch_ext
+from pytorch_ext import backends, doctor, functional, native, triton_path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def set_version(monkeypatch, version):
+    def find(name):
+        if version is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(importlib.metadata, "version", find)
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"),
+    [
+        (None, f"there is no package named triton, version {triton_path.MINIMUM} or newer is needed"),
+        ("3.5.1", f"this is Triton 3.5.1, version {triton_path.MINIMUM} or newer is needed"),
+        ("2.1.0+git1", "this is Triton 2.1.0"),
+    ],
+)
+def test_a_missing_or_old_triton_is_named_with_the_version_it_takes(monkeypatch, version, reason):
+    set_version(monkeypatch, version)
+    with pytest.raises(ValueError, match=f"backend: expected one of .*, got 'triton': {reason}.*pip install 'triton>="):
+        with pytorch_ext.backend("triton"):
+            pass
+    path = doctor.triton_path()
+    assert not path.available and path.reason.startswith(reason) and path.cure == triton_path.INSTALL
+    assert "triton" not in pytorch_ext.available_backends()
+
+
+@pytest.mark.parametrize("version", [triton_path.MINIMUM, "3.10.0+git12ab", "4.0"])
+def test_a_new_enough_triton_is_no_problem(monkeypatch, version):
+    set_version(monkeypatch, version)
+    assert triton_path.unfit() is None
+
+
+def test_without_gpu_the_reason_says_how_to_interpret(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    set_version(monkeypatch, "3.9.0")
+    assert "TRITON_INTERPRET=1" in triton_path.problem()[1]
+
+
+class Recorder:
+    def __init__(self, answer):
+        self.answer = answer
+
+    def __getattr__(self, name):
+        return lambda *args: self.answer and (name, *args)
+
+
+@pytest.mark.parametrize("has_native", [True, False])
+@pytest.mark.parametrize("has_cuda", [True, False])
+@pytest.mark.parametrize("gpu", [True, False])
+def test_a_gpu_without_the_compiled_part_takes_triton_by_itself(monkeypatch, gpu, has_cuda, has_native):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(native, "record", {"cuda": has_cuda})
+    monkeypatch.setattr(triton_path, "problem", lambda: None)
+    known = {"stock": Recorder(False), "triton": Recorder(True), **({"native": Recorder(None)} if has_native else {})}
+    monkeypatch.setattr(backends, "_BACKENDS", known)
+    name, kernels = backends.automatic()
+    takes_triton = gpu and not has_cuda
+    assert name == ("native" if has_native else "triton" if takes_triton else "stock")
+    assert kernels.softmax(1, 2) == (("softmax", 1, 2) if takes_triton else False if not has_native else None)
+
+
+def test_a_block_gives_back_the_choice_before_it():
+    before = backends.choice.name, backends.choice.kernels
+    with pytorch_ext.backend("stock"):
+        with pytorch_ext.backend("auto"):
+            assert backends.choice.name != "stock" or native.library is None
+        assert backends.choice.name == "stock"
+    assert (backends.choice.name, backends.choice.kernels) == before
+
+
+CODE = """
+import json, torch, pytorch_ext, pytorch_ext.functional as F
+x = torch.arange(6.0).reshape(2, 3).requires_grad_()
+F.linear(x, torch.ones(4, 3), activation="sigmoid").sum().backward()
+print(json.dumps([pytorch_ext.backends.choice.name, x.grad.tolist(), pytorch_ext.available_backends()]))
+"""
+
+
+@needs_interpreter
+def test_the_environment_chooses_and_no_native_part_is_needed():
+    settings = {"PYTORCH_EXT_BACKEND": "triton", "PYTORCH_EXT_NATIVE": "0", "TRITON_INTERPRET": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", CODE], cwd=ROOT, env={**os.environ, **settings}, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    name, gradient, names = json.loads(result.stdout)
+    x = torch.arange(6.0).reshape(2, 3).requires_grad_()
+    functional.linear(x, torch.ones(4, 3), activation="sigmoid").sum().backward()
+    assert (name, names) == ("triton", ["auto", "stock", "triton"])
+    assert_same_bits(torch.tensor(gradient), x.grad)
+
+
+@needs_interpreter
+@needs_native
+def test_every_function_of_the_native_library_that_is_called_is_there():
+    import pytorch_ext.triton_namespace as namespace
+
+    calls = [file.read_text() for file in (ROOT / "pytorch_ext").rglob("*.py")]
+    names = {name for text in calls for name in re.findall(r"choice\.kernels\.(\w+)", text)}
+    assert {"linear", "softmax", "adam_step"} <= names
+    assert [name for name in sorted(names) if not callable(getattr(namespace, name, None))] == []
+
+
+@needs_interpreter
+def test_the_key_of_dropout_is_the_native_library_s():
+    for seed in range(3):
+        torch.manual_seed(seed)
+        key = triton_path.kernels.dropout.dropout_key()
+        torch.manual_seed(seed)
+        assert key.equal(torch.ops.pytorch_ext.dropout_key())

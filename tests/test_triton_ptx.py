@@ -1,0 +1,91 @@
+"""What Triton makes of its kernels: only the contract's instructions, and the bits of the CPU library."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import needs_native
+from ptx import lint
+from ptx.parse import parse
+from ptx.triton_cases import CASES
+
+from pytorch_ext import triton_path
+
+TESTS = Path(__file__).resolve().parent
+pytestmark = [
+    needs_native,
+    pytest.mark.skipif(triton_path.triton_version() is None, reason="there is no package named triton"),
+]
+
+# What nearly every kernel shares is the compiler of an architecture: all cases on one, the products on the others.
+QUICK = {80: ["products", "tensor_cores"], 90: ["products", "softmax", "tensor_cores"], 100: [*CASES]}
+
+
+@functools.cache
+def report(architecture, *names):
+    """What a process of its own says about the kernels compiled for an architecture."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(TESTS), str(TESTS.parent), *sys.path])
+    command = [sys.executable, "-m", "ptx.triton_cases", str(architecture), *names]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=TESTS)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def check(found, names):
+    failed = {name: text for name, text in found["failed"].items() if text}
+    assert not failed, "\n".join(failed.values())
+    assert found["failed"].keys() == set(names)
+    assert found["violations"] == []
+
+
+@pytest.mark.parametrize("architecture", QUICK)
+def test_compiled_kernels_have_the_contract_s_instructions_and_the_cpu_s_bits(architecture):
+    names = QUICK[architecture]
+    found = report(architecture, *names)
+    check(found, names)
+    assert names != [*CASES] or found["never"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", QUICK)
+def test_any_number_of_warps_and_every_kernel_on_every_architecture(architecture):
+    found = report(architecture, "full")
+    check(found, CASES)
+    assert found["never"] == []
+
+
+FUSED = """
+.visible .entry kernel(.param .u64 kernel_param_0)
+{
+	.reg .b64 %rd<9>;
+	INSTRUCTION
+	ret;
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("instruction", "accepted"),
+    [
+        ("fma.rn.f32x2 %rd1, %rd2, %rd3, %rd4;", True),
+        ("add.rn.f32x2 %rd1, %rd2, %rd3;", True),
+        ("add.f32x2 %rd1, %rd2, %rd3;", False),
+        ("fma.rn.ftz.f32x2 %rd1, %rd2, %rd3, %rd4;", False),
+        ("mul.rz.f32x2 %rd1, %rd2, %rd3;", False),
+    ],
+)
+def test_the_lint_knows_pairs_of_floats(instruction, accepted):
+    kernel = parse(FUSED.replace("INSTRUCTION", instruction))["kernel"]
+    assert (lint.violations(kernel) == []) == accepted
+
+
+def test_nothing_is_launched_but_through_the_helper_that_pins_the_options():
+    folder = TESTS.parent / "triton_kernels"
+    sources = {file.name: file.read_text() for file in folder.glob("*.py") if file.name != "launch.py"}
+    assert [name for name, text in sources.items() if "triton.jit" in text or "[grid]" in text] == []
+    assert '"enable_fp_fusion": False' in (folder / "launch.py").read_text()
