@@ -43,7 +43,7 @@ def path(request, monkeypatch):
 
 @contextlib.contextmanager
 def tensors_on(device):
-    """New tensors are made on this device, without ``torch.set_default_device``: that is a mode, which kernels refuse."""
+    """New tensors are made there, not by ``torch.set_default_device``: that is a mode, which kernels refuse."""
     if device.type == "cuda":
         torch.set_default_tensor_type("torch.cuda.FloatTensor")
     try:

@@ -2,14 +2,14 @@
 
 import sys
 
-import cases
+import op_cases
 import torch
 
 
 def main(device="cuda"):
-    for op in cases.OPS:
+    for op in op_cases.OPS:
         for dtype in (torch.float32, torch.bfloat16):
-            count = len(cases.run(op, torch.device(device), dtype))
+            count = len(op_cases.run(op, torch.device(device), dtype))
             print(f"{op} {dtype}: {count} cases")
     if torch.cuda.is_available():
         torch.cuda.synchronize()

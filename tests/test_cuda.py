@@ -7,7 +7,7 @@ import math
 import subprocess
 import sys
 
-import cases
+import op_cases
 import pytest
 import torch
 from accuracy import assert_same_bits
@@ -32,9 +32,9 @@ def test_the_self_test_passes_on_the_device():
     assert native.library.has_kernels(torch.empty(0, device=DEVICE))
 
 
-@pytest.mark.parametrize("op", cases.OPS)
+@pytest.mark.parametrize("op", op_cases.OPS)
 def test_float32_has_the_bits_of_the_cpu(op):
-    on_cpu, on_device = cases.run(op, torch.device("cpu")), cases.run(op, DEVICE)
+    on_cpu, on_device = op_cases.run(op, torch.device("cpu")), op_cases.run(op, DEVICE)
     assert on_device.keys() == on_cpu.keys() and len(on_cpu) > 3
     for name, tensors in on_device.items():
         for i, (ours, expected) in enumerate(zip(tensors, on_cpu[name], strict=True)):
@@ -43,9 +43,9 @@ def test_float32_has_the_bits_of_the_cpu(op):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("op", cases.OPS)
+@pytest.mark.parametrize("op", op_cases.OPS)
 def test_other_dtypes_agree_with_the_cpu(op, dtype):
-    on_cpu, on_device = cases.run(op, torch.device("cpu"), dtype), cases.run(op, DEVICE, dtype)
+    on_cpu, on_device = op_cases.run(op, torch.device("cpu"), dtype), op_cases.run(op, DEVICE, dtype)
     for name, tensors in on_device.items():
         for i, (ours, expected) in enumerate(zip(tensors, on_cpu[name], strict=True)):
             scale = expected.abs().max().item() if expected.numel() else 1.0
