@@ -58,10 +58,12 @@ def instruction_sets():
     return native.library.available_capabilities() if native.library else []
 
 
+# Modules whose functions run interpreted too; others call the native library itself, or thousands of small products.
 INTERPRETED_TOO = {
     "test_activation",
     "test_clip_grad_norm",
     "test_cross_entropy",
+    "test_dropout",
     "test_elementwise_loss",
     "test_linear",
     "test_matmul",
@@ -72,7 +74,7 @@ INTERPRETED_TOO = {
 
 
 @pytest.fixture
-def each_cpu():
+def each_cpu(request):
     """Runs a function on every instruction set with one and two threads, and interpreted; the results by name."""
     if native.library is None:
         pytest.skip(native.reason)
@@ -89,7 +91,7 @@ def each_cpu():
         finally:
             native.library.set_capability(before)
             torch.set_num_threads(threads)
-        if IS_INTERPRETED:
+        if IS_INTERPRETED and request.module.__name__ in INTERPRETED_TOO:
             with pytorch_ext.backend("triton"):
                 results["triton-interpreted"] = function()
         return results
