@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 export MAX_JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+# An environment that is already there need not have the package installed.
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 ifeq ($(VENV),none)
 PY := $(PYTHON)
