@@ -8,6 +8,7 @@
 
 #include "covers.h"
 #include "elementwise_loss.h"
+#include "huge_pages.h"
 #include "kernel.h"
 #include "reduce.h"
 
@@ -124,8 +125,8 @@ std::tuple<Tensor, Tensor, Tensor> elementwise_loss_forward(const Tensor& input,
   const Operands o = operands(input, target, weight, pos_weight, kind, reduction);
   Tensor value = empty(reduction == at::Reduction::None ? at::IntArrayRef(o.sizes) : at::IntArrayRef(), input);
   Tensor dinput, dtarget;
-  if (mask[0]) dinput = empty(o.sizes, input);
-  if (mask[1]) dtarget = empty(o.sizes, input);
+  if (mask[0]) dinput = in_huge_pages(empty(o.sizes, input));
+  if (mask[1]) dtarget = in_huge_pages(empty(o.sizes, input));
   bool valid = true;
   WITH_STORAGE_TYPE("elementwise_loss", input.scalar_type(), [&] {
     auto p = arrays<S>(o, kind, reduction);
@@ -155,8 +156,8 @@ std::tuple<Tensor, Tensor> elementwise_loss_backward(const Tensor& grad, const T
               grad.sizes());
   const Tensor g = grad.contiguous();
   Tensor dinput, dtarget;
-  if (mask[0]) dinput = empty(o.sizes, input);
-  if (mask[1]) dtarget = empty(o.sizes, input);
+  if (mask[0]) dinput = in_huge_pages(empty(o.sizes, input));
+  if (mask[1]) dtarget = in_huge_pages(empty(o.sizes, input));
   WITH_STORAGE_TYPE("elementwise_loss_backward", input.scalar_type(), [&] {
     auto p = arrays<S>(o, kind, reduction);
     p.grad = data<S>(g);

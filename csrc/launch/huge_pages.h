@@ -10,11 +10,12 @@
 
 namespace pytorch_ext {
 
-// Asks for huge pages under a new CPU tensor that malloc maps anew each time (above 32 MB); returns the tensor.
+// Asks for huge pages under a new CPU tensor of two of them and more; returns the tensor. Above 32 MB malloc maps its
+// memory anew each time, below that from time to time.
 inline const at::Tensor& in_huge_pages(const at::Tensor& t) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t mapped_anew = uintptr_t(32) << 20, page = uintptr_t(2) << 20;
-  if (t.defined() && t.is_cpu() && t.nbytes() > mapped_anew) {
+  constexpr uintptr_t large = uintptr_t(4) << 20, page = uintptr_t(2) << 20;
+  if (t.defined() && t.is_cpu() && t.nbytes() >= large) {
     uintptr_t begin = reinterpret_cast<uintptr_t>(t.mutable_data_ptr());
     uintptr_t end = (begin + t.nbytes()) / page * page;
     begin = (begin + page - 1) / page * page;

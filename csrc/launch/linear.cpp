@@ -8,6 +8,7 @@
 #include "../cpu/product.h"
 #include "activation_names.h"
 #include "covers.h"
+#include "huge_pages.h"
 #include "kernel.h"
 
 namespace pytorch_ext {
@@ -78,7 +79,7 @@ std::tuple<Tensor, Tensor> linear_forward(const Tensor& input, const Tensor& wei
   }
   auto sizes = input.sizes().vec();
   sizes.back() = N;
-  Tensor output = empty(sizes, input), preactivation;
+  Tensor output = in_huge_pages(empty(sizes, input)), preactivation;
   if (saves_input(kind)) preactivation = empty(sizes, input);
   Tensor rows = as_rows(input);
   WITH_STORAGE_TYPE("linear", input.scalar_type(), [&] {
@@ -111,8 +112,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad, const Ten
   if (mask[2]) db = empty({N}, grad);
   if (s.defined()) dz = empty({M, N}, grad);
   const bool stock = has_stock_products(input);
-  if (mask[0] && !stock) dx = empty(input.sizes(), input);
-  if (mask[1] && !stock) dw = empty({N, K}, weight);
+  if (mask[0] && !stock) dx = in_huge_pages(empty(input.sizes(), input));
+  if (mask[1] && !stock) dw = in_huge_pages(empty({N, K}, weight));
   WITH_STORAGE_TYPE("linear_backward", input.scalar_type(), [&] {
     if (s.defined() || db.defined()) {
       LinearGradient<S> p{M, N, data<S>(g), g.stride(0), g.stride(1)};

@@ -5,6 +5,7 @@
 
 #include "../cpu/product.h"
 #include "covers.h"
+#include "huge_pages.h"
 #include "kernel.h"
 #include "reduce.h"
 
@@ -74,7 +75,7 @@ Tensor product_of(const Tensor& A, const Tensor& B) {
   const auto batch = at::infer_size_dimvector(batch_of(A), batch_of(B));
   const int64_t M = A.size(-2), N = B.size(-1), K = A.size(-1);
   int64_t count = c10::multiply_integers(batch);
-  Tensor a = A, C = empty(with_matrix(batch, M, N), A);
+  Tensor a = A, C = in_huge_pages(empty(with_matrix(batch, M, N), A));
   int64_t rows = M;
   // One B for the whole batch: where the rows of A are equally far apart, it is one product of all of them.
   if (B.dim() == 2 && count > 1 && at::detail::computeStride(A.sizes(), A.strides(), at::DimVector{count * M, K}))
