@@ -61,6 +61,6 @@ $(VENV)/installed: requirements-dev.txt pyproject.toml setup.py
 
 # Not through `python -m pytorch_ext build`: a library that aborts at import must not keep itself from being rebuilt.
 $(BUILT): $(INSTALLED) $(NATIVE)
-	PYTORCH_EXT_BUILD=$${PYTORCH_EXT_BUILD:-$$(command -v nvcc >/dev/null && echo cuda || echo cpu)} $(PY) setup.py build_ext --inplace
+	$(PY) -c "import runpy; runpy.run_path('pytorch_ext/build.py')['build_in_place']()"
 	mkdir -p $(STAMPS)
 	touch $@

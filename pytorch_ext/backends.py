@@ -64,7 +64,7 @@ class Choice:
 
 def automatic():
     """(name, namespace) of the best path: on a GPU it is Triton where the native library has no CUDA part."""
-    gpu = torch.cuda.is_available() and not native.record.get("cuda") and triton_path.problem() is None
+    gpu = not native.record.get("cuda") and triton_path.unfit() is None and torch.cuda.is_available()
     if "native" not in _BACKENDS:
         return ("triton", _BACKENDS["triton"]) if gpu else ("stock", _BACKENDS["stock"])
     return "native", FirstOf(_BACKENDS["native"], _BACKENDS["triton"]) if gpu else _BACKENDS["native"]

@@ -6,6 +6,7 @@ Covered are ordinary tensors on CUDA devices, or on any device where Triton inte
 import torch
 
 from .ops.activation import ACTIVATIONS, ActivationFunction
+from .ops.checks import broadcast, expands
 from .ops.cross_entropy import CrossEntropyFunction
 from .ops.dropout import DropoutFunction
 from .ops.linear import LinearFunction
@@ -41,8 +42,8 @@ def linear(input, weight, bias, activation):
 def matmul(input, other):
     if not covers(input, other) or not products_are_ieee(input) or min(input.dim(), other.dim()) < 1:
         return None
-    batches = zip(reversed(input.shape[:-2]), reversed(other.shape[:-2]), strict=False)
-    if input.shape[-1] != other.shape[max(other.dim() - 2, 0)] or any(a != b and 1 not in (a, b) for a, b in batches):
+    inner = other.shape[max(other.dim() - 2, 0)]
+    if input.shape[-1] != inner or not broadcast(input.shape[:-2], other.shape[:-2]):
         return None
     operands = alike(input, other)
     if operands is None:
@@ -159,12 +160,6 @@ def elementwise_loss(name, input, target, weight, pos_weight, reduction):
         return ElementwiseLossFunction.apply(*operands, name, reduction)
 
 
-def expands(shape, to):
-    """Whether a tensor of that shape broadcasts to the other one."""
-    sizes = zip(reversed(shape), reversed(to), strict=False)
-    return len(shape) <= len(to) and all(a in (1, b) for a, b in sizes)
-
-
 def same_shape(*tensors):
     given = [t for t in tensors if t is not None]
     return all(is_ordinary(t) for t in given) and len({t.shape for t in given}) == 1
@@ -177,10 +172,7 @@ def mse_loss(input, target, weight, reduction):
 
 
 def mse_loss_broadcast(input, target, weight, reduction):
-    if not is_ordinary(target) or not same_shape(input, weight):
-        return None
-    sizes = zip(reversed(input.shape), reversed(target.shape), strict=False)
-    if any(a != b and 1 not in (a, b) for a, b in sizes):
+    if not is_ordinary(target) or not same_shape(input, weight) or not broadcast(input.shape, target.shape):
         return None
     return elementwise_loss("mse_loss", input, target, weight, None, reduction)
 

@@ -99,6 +99,15 @@ def each_cpu(request):
     return run
 
 
+@pytest.fixture
+def one_thread():
+    """On a busy machine every parallel region may stall for milliseconds."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(20240611)

@@ -12,7 +12,12 @@ from emulator.arguments import ACTIVATIONS
 
 from pytorch_ext import native
 
-pytestmark = [needs_native, pytest.mark.skipif(machines.compiler() is None, reason="there is no C++ compiler")]
+# The CPU library's results do not depend on the number of threads, and waiting for busy processors takes long.
+pytestmark = [
+    needs_native,
+    pytest.mark.skipif(machines.compiler() is None, reason="there is no C++ compiler"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 # 132 multiprocessors make small products of small tiles and divide K; one makes large tiles of whole K.
 MACHINES = {f"{'backwards' if b else 'forwards'}-{n}": (b, n) for b in (False, True) for n in (132, 1)}
@@ -29,15 +34,6 @@ def compiled_runner(dtype):
 def runner():
     """The function that compiles the launchers for a dtype."""
     return compiled_runner
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The CPU library's results do not depend on the number, and waiting for busy processors takes long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=MACHINES.values(), ids=MACHINES)

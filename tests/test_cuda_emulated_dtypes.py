@@ -5,7 +5,7 @@ import pytest
 import torch
 from emulator import checks, machines, small
 from emulator.arguments import ACTIVATIONS
-from test_cuda_emulated import one_thread, pytestmark, runner  # noqa: F401
+from test_cuda_emulated import pytestmark, runner  # noqa: F401
 
 # libm's functions are those of the CPU library here, so that float64 is compared bit for bit too.
 DTYPES = (torch.float64, torch.bfloat16, torch.float16)

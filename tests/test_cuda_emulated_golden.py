@@ -5,7 +5,7 @@ import torch
 from emulator import machines
 from emulator.native import emulated
 from golden import HASHES, train
-from test_cuda_emulated import compiled_runner, one_thread, pytestmark  # noqa: F401
+from test_cuda_emulated import compiled_runner, pytestmark  # noqa: F401
 
 MOST_STEPS = 20  # a step takes up to 0.3 s
 

@@ -6,7 +6,7 @@ import torch
 from accuracy import assert_same_bits
 from emulator import checks, machines, ops
 from emulator.arguments import ACTIVATIONS, FUNCTIONS
-from test_cuda_emulated import any_machine, compiled_runner, one_thread, pytestmark  # noqa: F401
+from test_cuda_emulated import any_machine, compiled_runner, pytestmark  # noqa: F401
 
 EVERY_SIZE = [0, 1, 3, 4, 5, 127, 1023, 1024, 1030, 5000]
 

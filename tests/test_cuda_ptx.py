@@ -6,7 +6,7 @@ from ptx import interpreter, lint, nvcc
 from ptx.compiled import CompiledKernels, InterpretedKernels, InterpretedProducts, compiled
 from ptx.memory import Fault
 from ptx.parse import parse
-from test_cuda_emulated import compiled_runner, one_thread, runner  # noqa: F401
+from test_cuda_emulated import compiled_runner, runner  # noqa: F401
 from test_cuda_emulated import pytestmark as needs_runner
 
 needs_nvcc = [*needs_runner, pytest.mark.skipif(nvcc.executable() is None, reason="there is no nvcc")]

@@ -2,7 +2,7 @@
 
 import torch
 from ptx.compiled import InterpretedKernels
-from test_cuda_ptx import needs_nvcc, one_thread, runner  # noqa: F401
+from test_cuda_ptx import needs_nvcc, runner  # noqa: F401
 
 
 class Of16Bits(InterpretedKernels):

@@ -3,7 +3,7 @@
 import torch
 from ptx import lint
 from ptx.compiled import InterpretedKernels, InterpretedProducts
-from test_cuda_ptx import needs_nvcc, one_thread, runner  # noqa: F401
+from test_cuda_ptx import needs_nvcc, runner  # noqa: F401
 
 # Parts of the names of kernels that call exp, log, log1p, tanh or erf.
 WITH_FUNCTIONS = (

@@ -1,7 +1,7 @@
 """As test_cuda_ptx.py, for the architecture whose PTX nvcc writes in another way."""
 
 from ptx.compiled import InterpretedKernels, InterpretedProducts
-from test_cuda_ptx import needs_nvcc, one_thread, runner  # noqa: F401
+from test_cuda_ptx import needs_nvcc, runner  # noqa: F401
 
 
 class TestSm100(InterpretedKernels, InterpretedProducts):

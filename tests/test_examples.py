@@ -26,6 +26,8 @@ import digits  # noqa: E402
 
 import pytorch_ext  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SUPPORT = {"demo", "demo_figures", "demo_rows", "demo_run", "digits"}
 # Epochs that suffice to compare the curves.
 TRAININGS = {
@@ -54,15 +56,6 @@ def device(request):
     backend, device = demo.PATHS[request.param]
     with pytorch_ext.backend(backend):
         yield device
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """On a busy machine every parallel region of stock PyTorch may stall for milliseconds."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def row_of(name):

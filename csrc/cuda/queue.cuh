@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "../cpu/dtypes.h"
 #include "launch.cuh"
 #include "launchers.h"
 
@@ -55,5 +56,3 @@ T* workspace(Queue& queue, int64_t count) {
 }
 
 }  // namespace pytorch_ext::cuda
-
-#define PYTORCH_EXT_EACH_DTYPE(X) X(float) X(double) X(::pytorch_ext::BFloat16) X(::pytorch_ext::Half)

@@ -31,3 +31,14 @@ def expect_alike(op, *, dtype=True, **arguments):
     for name, value in given[1:]:
         expect_device(op, name, value, first_name, first)
         expect(not dtype or value.dtype == first.dtype, op, f"{name} of {first.dtype} as {first_name}", value.dtype)
+
+
+def broadcast(shape, other):
+    """Whether two shapes broadcast together."""
+    return all(a == b or a == 1 or b == 1 for a, b in zip(reversed(shape), reversed(other), strict=False))
+
+
+def expands(shape, to):
+    """Whether a shape broadcasts to the other one, which stays as it is."""
+    sizes = zip(reversed(shape), reversed(to), strict=False)
+    return len(shape) <= len(to) and all(a == 1 or a == b for a, b in sizes)

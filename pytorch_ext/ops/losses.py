@@ -7,7 +7,7 @@ from torch.nn import _reduction
 
 from .. import native
 from ..triton_path import kernels
-from .checks import expect
+from .checks import expands, expect
 from .composition import with_composed_derivative
 from .paths import traceable
 
@@ -29,9 +29,8 @@ def expect_broadcastable(op, shape, **weights):
     """Every weight given broadcasts to ``shape``."""
     for name, weight in weights.items():
         if weight is not None:
-            sizes = zip(reversed(weight.shape), reversed(shape), strict=False)
-            fits = weight.dim() <= len(shape) and all(a in (1, b) for a, b in sizes)
-            expect(fits, op, f"{name} that broadcasts to {tuple(shape)}", tuple(weight.shape))
+            what = f"{name} that broadcasts to {tuple(shape)}"
+            expect(expands(weight.shape, shape), op, what, tuple(weight.shape))
 
 
 def traceable_loss(input, target, *weights):

@@ -6,7 +6,7 @@ import torch
 
 from .. import native
 from ..triton_path import kernels
-from .checks import expect, expect_alike, expect_tensors
+from .checks import broadcast, expect, expect_alike, expect_tensors
 from .composition import with_composed_derivative
 from .paths import choice, is_dynamo_compiling, overridden, products_are_ieee, traceable
 
@@ -44,8 +44,8 @@ def check(input, other):
     shapes = f"{tuple(input.shape)} and {tuple(other.shape)}"
     inner = other.shape[-2 if other.dim() > 1 else 0]
     expect(input.shape[-1] == inner, "matmul", "input (..., M, K) and other (..., K, N)", shapes)
-    batches = zip(reversed(input.shape[:-2]), reversed(other.shape[:-2]), strict=False)
-    expect(all(a == b or a == 1 or b == 1 for a, b in batches), "matmul", "batch dimensions that broadcast", shapes)
+    batches_fit = broadcast(input.shape[:-2], other.shape[:-2])
+    expect(batches_fit, "matmul", "batch dimensions that broadcast", shapes)
 
 
 class MatmulFunction(torch.autograd.Function):

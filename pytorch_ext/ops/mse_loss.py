@@ -5,7 +5,7 @@ import warnings
 import torch
 import torch.nn.functional as F
 
-from .checks import expect, expect_tensors
+from .checks import broadcast, expect, expect_tensors
 from .losses import REDUCTIONS, reduction_name, traceable_loss
 from .paths import choice, is_dynamo_compiling, overridden
 
@@ -55,9 +55,8 @@ def warn_of_broadcasting(input, target):
 def check(input, target, weight):
     """What the arguments must be."""
     expect_tensors("mse_loss", input=input, target=target, **({} if weight is None else {"weight": weight}))
-    pairs = zip(reversed(input.shape), reversed(target.shape), strict=False)
-    broadcasts = all(a == b or 1 in (a, b) for a, b in pairs)
-    expect(broadcasts, "mse_loss", f"target that broadcasts with input {tuple(input.shape)}", tuple(target.shape))
+    what = f"target that broadcasts with input {tuple(input.shape)}"
+    expect(broadcast(input.shape, target.shape), "mse_loss", what, tuple(target.shape))
     if weight is not None:
         same = weight.shape == input.shape
         expect(same, "mse_loss", f"weight {tuple(input.shape)} as input", tuple(weight.shape), ValueError)

@@ -2,6 +2,7 @@
 
 import torch
 from accuracy import assert_same_bits
+from spec.optimizers import power
 
 from pytorch_ext import native, optim
 from pytorch_ext.functional import linear, matmul
@@ -154,19 +155,9 @@ def check_nll_loss(machine, shape, reduction="mean", weighted=False, special=Fal
     check_all(machine, ops.nll_loss(*args, grad=grad, value=False)[1:], [expected], f"the gradient of {what}")
 
 
-def _power(base, exponent):
-    """By squaring, as the optimisers' launcher has it."""
-    result = 1.0
-    while exponent > 0:
-        if exponent % 2:
-            result *= base
-        exponent, base = exponent // 2, base * base
-    return result
-
-
 def adam_factors(lr, beta1, beta2, step):
     """(negative step size, scale) as csrc/numerics/coefficients.h has them."""
-    return -(lr / (1 - _power(beta1, step))), 1 / (1 - _power(beta2, step)) ** 0.5
+    return -(lr / (1 - power(beta1, step))), 1 / (1 - power(beta2, step)) ** 0.5
 
 
 def adam_rule(lr, beta1, beta2, eps, weight_decay, **flags):
