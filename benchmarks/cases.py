@@ -4,7 +4,7 @@ import torch
 
 import pytorch_ext.functional as F
 import pytorch_ext.nn as nn
-from pytorch_ext import optim
+from pytorch_ext import TrainStep, optim
 
 stock = torch.nn.functional
 
@@ -64,8 +64,11 @@ def rows():
         yield f"mse_loss {m}x{n} forward+backward", both(F.mse_loss, stock.mse_loss, leaf, y)
         logits = "binary_cross_entropy_with_logits"
         yield f"{logits} {m}x{n} forward+backward", both(getattr(F, logits), getattr(stock, logits), leaf, probability)
+        loss, inside = "binary_cross_entropy", probability.clone().requires_grad_()
+        yield f"{loss} {m}x{n} forward+backward", both(getattr(F, loss), getattr(stock, loss), inside, probability)
+        yield f"nll_loss {m}x{n} forward+backward", both(F.nll_loss, stock.nll_loss, leaf, target)
         yield f"dropout {m}x{n} forward", forward(F.dropout, stock.dropout, x)
-        for name in ("sigmoid", "tanh", "gelu"):
+        for name in ("relu", "sigmoid", "tanh", "gelu", "silu"):
             yield f"{name} {m}x{n} forward", forward(getattr(F, name), getattr(stock, name), x)
 
 
@@ -89,12 +92,16 @@ STEPS = {  # name: sizes, batch, loss, optimiser, options, last layer
 }
 
 
-def step(ns, optimizers, sizes, batch, loss, optimizer, options, last, *, fused, fused_optimizer=False):
+def step(ns, optimizers, sizes, batch, loss, optimizer, options, last, *, fused, fused_optimizer=False, native=False):
     model = perceptron(ns, sizes, fused=fused, last=getattr(ns, last) if last else None)
     more = {"fused": True} if fused_optimizer else {}
     opt = getattr(optimizers, optimizer)(model.parameters(), **options, **more)
     loss_function, x = getattr(ns, loss)(), torch.randn(batch, sizes[0])
     y = torch.randint(0, sizes[-1], (batch,)) if loss == "CrossEntropyLoss" else torch.rand(batch, sizes[-1])
+
+    if native:
+        one_call = TrainStep(model, loss_function, opt)
+        return lambda: one_call(x, y)
 
     def run():
         opt.zero_grad()
@@ -111,25 +118,47 @@ def training_steps():
             {
                 "ours": step(nn, optim, *case, fused=True),
                 "ours, layers unfused": step(nn, optim, *case, fused=False),
+                "ours, TrainStep": step(nn, optim, *case, fused=False, native=True),
                 "stock": step(torch.nn, torch.optim, *case, fused=False),
                 "stock, fused optimiser": step(torch.nn, torch.optim, *case, fused=False, fused_optimizer=True),
             },
         )
 
 
+def optimizer_steps(name, make_parameters):
+    """The step of every provider of that optimiser, on parameters of its own."""
+    providers = {}
+    for provider, ns, more in [
+        ("ours", optim, {}),
+        ("stock", torch.optim, {}),
+        ("stock, fused", torch.optim, {"fused": True}),
+    ]:
+        parameters = with_gradients(make_parameters())
+        providers[provider] = getattr(ns, name)(parameters, lr=1e-3, **more).step
+    return providers
+
+
+def with_gradients(parameters):
+    parameters = list(parameters)
+    for p in parameters:
+        p.grad = torch.randn_like(p)
+    return parameters
+
+
+def parameters_of_the_classifier():
+    return perceptron(torch.nn, (784, 128, 10), fused=False).parameters()
+
+
 def optimizers():
+    many = "101,770 parameters in 4 tensors"
     for name in ("SGD", "Adam", "AdamW"):
-        providers = {}
-        for provider, ns, more in [
-            ("ours", optim, {}),
-            ("stock", torch.optim, {}),
-            ("stock, fused", torch.optim, {"fused": True}),
-        ]:
-            model = perceptron(torch.nn, (784, 128, 10), fused=False)
-            for p in model.parameters():
-                p.grad = torch.randn_like(p)
-            providers[provider] = getattr(ns, name)(model.parameters(), lr=1e-3, **more).step
-        yield f"{name}, 101,770 parameters in 4 tensors", providers
+        yield f"{name}, {many}", optimizer_steps(name, parameters_of_the_classifier)
+    parameters = with_gradients(parameters_of_the_classifier())
+    clip, stock_clip = optim.clip_grad_norm_, torch.nn.utils.clip_grad_norm_
+    yield (
+        f"clip_grad_norm_, {many}",
+        {"ours": lambda: clip(parameters, 1.0), "stock": lambda: stock_clip(parameters, 1.0)},
+    )
 
 
 GROUPS = {"products": products, "rows": rows, "optimizers": optimizers, "steps": training_steps}

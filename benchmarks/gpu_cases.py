@@ -1,10 +1,9 @@
 """What is measured on a GPU beside cases.py: sizes that fill it, with the bytes or operations that each must cost."""
 
 import torch
-from cases import both, forward, stock
+from cases import both, forward, optimizer_steps, stock
 
 import pytorch_ext.functional as F
-from pytorch_ext import optim
 
 COLUMNS = (1024, 4096, 16384, 32768, 65536)
 ELEMENTS = 2**27  # half a gigabyte of float32: several times the second-level cache
@@ -61,19 +60,14 @@ def gpu_elementwise():
         )
 
 
+def many_parameters():
+    return [torch.randn(2**20, requires_grad=True) for _ in range(64)]
+
+
 def gpu_optimizers():
     for name, arrays in (("SGD", 3), ("Adam", 7), ("AdamW", 7)):  # read or written per element
-        providers = {}
-        for provider, ns, more in [
-            ("ours", optim, {}),
-            ("stock", torch.optim, {}),
-            ("stock, fused", torch.optim, {"fused": True}),
-        ]:
-            params = [torch.randn(2**20, requires_grad=True) for _ in range(64)]
-            for p in params:
-                p.grad = torch.randn_like(p)
-            providers[provider] = getattr(ns, name)(params, lr=1e-3, **more).step
-        yield f"{name}, 2^26 parameters in 64 tensors", providers, {"bytes": arrays * 4 * 2**26}
+        cost = {"bytes": arrays * 4 * 2**26}
+        yield f"{name}, 2^26 parameters in 64 tensors", optimizer_steps(name, many_parameters), cost
 
 
 GPU_GROUPS = {

@@ -11,6 +11,7 @@
 #include "launch/covers.h"
 #include "launch/functions.h"
 #include "launch/optimizers.h"
+#include "train/train_step.h"
 #include "launch/reduce.h"
 
 TORCH_LIBRARY(pytorch_ext, m) {
@@ -219,4 +220,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("nll_loss", &eager<&ops::nll_loss, &covers_nll_loss>::call);
   define_functions(m);
   define_optimizers(m);
+  train::define_train_step(m);
 }

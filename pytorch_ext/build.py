@@ -23,7 +23,7 @@ MODES = ("auto", "cpu", "cuda", "none")
 CURE = "python -m pytorch_ext build"
 
 # Every source that includes torch, and the two that the kernels of all instruction sets share.
-TORCH_SOURCES = ("*.cpp", "launch/*.cpp", "autograd/*.cpp", "cpu/capability.cpp", "cpu/parallel.cpp")
+TORCH_SOURCES = ("*.cpp", "launch/*.cpp", "autograd/*.cpp", "train/*.cpp", "cpu/capability.cpp", "cpu/parallel.cpp")
 # Contraction would let the compiler choose a float instruction, which only csrc/numerics may do.
 CONTRACT_FLAGS = ["-ffp-contract=off", "-fvisibility=hidden", "-g0"]
 TORCH_FLAGS = ["-O2", *CONTRACT_FLAGS]  # torch's BuildExtension adds the -std its headers need

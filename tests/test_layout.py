@@ -40,7 +40,7 @@ EXCEPTIONS = {
 }
 
 # Sources that hold no op but what the kernels of several ops share.
-SHARED_SOURCES = {"cuda", "functions", "reduce", "self_test"}
+SHARED_SOURCES = {"cuda", "functions", "optimizer_groups", "reduce", "self_test"}
 
 OPS = sorted(page.stem for page in (ROOT / "pytorch_ext" / "ops").glob("*.py") if page.stem not in SHARED_PAGES)
 
@@ -70,6 +70,12 @@ def test_an_op_has_a_schema(op):
 def test_an_op_has_a_public_name(op):
     public = "".join((ROOT / "pytorch_ext" / f"{name}.py").read_text() for name in ("functional", "optim"))
     assert re.search(rf"\b{op}_?\b", public, re.IGNORECASE), f"{op}: expected it in functional.py or optim.py"
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_an_op_is_measured(op):
+    measured = (ROOT / "benchmarks" / "cases.py").read_text()
+    assert re.search(rf"\b{op}_?\b", measured, re.IGNORECASE), f"{op}: expected a row in benchmarks/cases.py"
 
 
 @pytest.mark.parametrize("place", ["autograd", "launch"])

@@ -65,6 +65,22 @@ struct ClassOperands {
   Tensor new_gradient(const Tensor& of) const;
 };
 
+// What cross_entropy's kernel takes of them.
+template <class S>
+ClassificationLoss<S> cross_entropy_arguments(const ClassOperands& o, int64_t reduction, int64_t ignore_index,
+                                              double label_smoothing) {
+  auto p = o.loss<S>(reduction, ignore_index);
+  p.smoothed = label_smoothing > 0;
+  if (p.smoothed) {
+    using T = compute_t<S>;
+    const double spread = label_smoothing / static_cast<double>(o.classes);
+    p.kept = static_cast<T>(1 - label_smoothing);
+    p.spread = static_cast<T>(spread);
+    p.on_target = static_cast<T>(1 - label_smoothing + spread);
+  }
+  return p;
+}
+
 // Raises where the operands do not fit, IndexError where a class index is out of range.
 ClassOperands class_operands(const char* op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                              int64_t reduction, int64_t ignore_index);

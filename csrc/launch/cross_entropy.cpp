@@ -21,21 +21,6 @@ bool covers_cross_entropy(const Tensor& input, const Tensor& target, const Optio
 
 namespace {
 
-template <class S>
-ClassificationLoss<S> arguments(const ClassOperands& o, int64_t reduction, int64_t ignore_index,
-                                double label_smoothing) {
-  auto p = o.loss<S>(reduction, ignore_index);
-  p.smoothed = label_smoothing > 0;
-  if (p.smoothed) {
-    using T = compute_t<S>;
-    const double spread = label_smoothing / static_cast<double>(o.classes);
-    p.kept = static_cast<T>(1 - label_smoothing);
-    p.spread = static_cast<T>(spread);
-    p.on_target = static_cast<T>(1 - label_smoothing + spread);
-  }
-  return p;
-}
-
 std::tuple<Tensor, Tensor> cross_entropy_forward(const Tensor& input, const Tensor& target,
                                                  const OptionalTensor& weight, int64_t reduction, int64_t ignore_index,
                                                  double label_smoothing, bool with_gradient) {
@@ -43,7 +28,7 @@ std::tuple<Tensor, Tensor> cross_entropy_forward(const Tensor& input, const Tens
   Tensor loss = empty(loss_sizes(input, target, reduction), input), dinput;
   if (with_gradient) dinput = in_huge_pages(o.new_gradient(input));
   WITH_STORAGE_TYPE("cross_entropy", input.scalar_type(), [&] {
-    auto p = arguments<S>(o, reduction, ignore_index, label_smoothing);
+    auto p = cross_entropy_arguments<S>(o, reduction, ignore_index, label_smoothing);
     p.loss = mutable_data<S>(loss);
     p.dinput = mutable_data<S>(dinput);
     RUN_KERNEL(input, cross_entropy<S>)(p);
@@ -64,7 +49,7 @@ std::tuple<Tensor, Tensor> cross_entropy_backward(const Tensor& grad, const Tens
     if (o.classes_last) dtarget = in_rows.movedim(-1, 1);
   }
   WITH_STORAGE_TYPE("cross_entropy_backward", input.scalar_type(), [&] {
-    auto p = arguments<S>(o, reduction, ignore_index, label_smoothing);
+    auto p = cross_entropy_arguments<S>(o, reduction, ignore_index, label_smoothing);
     p.grad = data<S>(g);
     p.dinput = mutable_data<S>(dinput);
     p.dprobabilities = mutable_data<S>(in_rows);

@@ -1,15 +1,13 @@
 // mse_loss, binary_cross_entropy and binary_cross_entropy_with_logits: memory and checks; the arithmetic is in the
 // kernel.
-#include "../cpu/elementwise_loss.h"
+#include "elementwise_loss.h"
 
 #include <ATen/ExpandUtils.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/logical_and.h>
 
 #include "covers.h"
-#include "elementwise_loss.h"
 #include "huge_pages.h"
-#include "kernel.h"
 #include "reduce.h"
 
 namespace pytorch_ext {
@@ -62,13 +60,6 @@ bool covers_binary_cross_entropy_with_logits(const Tensor& input, const Tensor& 
 
 namespace {
 
-// The operands at their common shape, contiguous; they live as long as the kernel reads them.
-struct Operands {
-  at::DimVector sizes;
-  Tensor input, target;
-  OptionalTensor weight, pos_weight, mean_weight;
-};
-
 Tensor spread(const Tensor& t, at::IntArrayRef sizes) {
   return t.sizes() == sizes ? t.contiguous() : t.expand(sizes).contiguous();
 }
@@ -81,11 +72,13 @@ OptionalTensor spread(const char* name, const OptionalTensor& t, const Tensor& i
   return spread(*t, sizes);
 }
 
-Operands operands(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                  const OptionalTensor& pos_weight, ElementwiseLoss loss, int64_t reduction) {
+}  // namespace
+
+ElementwiseOperands elementwise_operands(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                                         const OptionalTensor& pos_weight, ElementwiseLoss loss, int64_t reduction) {
   check_same("elementwise_loss", "target", target, input);
   TORCH_CHECK(reduction >= 0 && reduction <= 2, "elementwise_loss: expected reduction 0, 1 or 2, got ", reduction);
-  Operands o;
+  ElementwiseOperands o;
   const bool broadcasts = loss == ElementwiseLoss::mse_loss;
   TORCH_CHECK(input.sizes() == target.sizes() || (broadcasts && at::are_expandable(input.sizes(), target.sizes())),
               "elementwise_loss: expected target ", input.sizes(), ", got ", target.sizes());
@@ -99,46 +92,43 @@ Operands operands(const Tensor& input, const Tensor& target, const OptionalTenso
   return o;
 }
 
-template <class S>
-ElementwiseLossArrays<S> arrays(const Operands& o, ElementwiseLoss loss, int64_t reduction) {
-  ElementwiseLossArrays<S> p{loss, static_cast<Reduction>(reduction), o.input.numel(), data<S>(o.input),
-                             data<S>(o.target)};
-  p.weight = data<S>(o.weight);
-  p.pos_weight = data<S>(o.pos_weight);
-  p.mean_weight = data<S>(o.mean_weight);
-  if (o.mean_weight) p.mean_weight_count = o.mean_weight->numel();
-  return p;
-}
+namespace {
 
-void check_probabilities(const char* name, const Tensor& t) {
+void check_probability(const char* name, const Tensor& t) {
   Tensor inside = at::logical_and(t.ge(0), t.le(1));
   if (inside.all().item<bool>()) return;
   TORCH_CHECK(false, "binary_cross_entropy: expected ", name, " between 0 and 1, got ",
               t.masked_select(inside.logical_not())[0].item<double>());
 }
 
+}  // namespace
+
+void check_probabilities(const Tensor& input, const Tensor& target) {
+  check_probability("input", input);
+  check_probability("target", target);
+}
+
+namespace {
+
 std::tuple<Tensor, Tensor, Tensor> elementwise_loss_forward(const Tensor& input, const Tensor& target,
                                                             const OptionalTensor& weight,
                                                             const OptionalTensor& pos_weight, std::string_view loss,
                                                             int64_t reduction, std::array<bool, 2> mask) {
   const ElementwiseLoss kind = elementwise_loss_named(loss);
-  const Operands o = operands(input, target, weight, pos_weight, kind, reduction);
+  const ElementwiseOperands o = elementwise_operands(input, target, weight, pos_weight, kind, reduction);
   Tensor value = empty(reduction == at::Reduction::None ? at::IntArrayRef(o.sizes) : at::IntArrayRef(), input);
   Tensor dinput, dtarget;
   if (mask[0]) dinput = in_huge_pages(empty(o.sizes, input));
   if (mask[1]) dtarget = in_huge_pages(empty(o.sizes, input));
   bool valid = true;
   WITH_STORAGE_TYPE("elementwise_loss", input.scalar_type(), [&] {
-    auto p = arrays<S>(o, kind, reduction);
+    auto p = o.arrays<S>(kind, reduction);
     p.value = mutable_data<S>(value);
     p.dinput = mutable_data<S>(dinput);
     p.dtarget = mutable_data<S>(dtarget);
     valid = RUN_KERNEL(input, elementwise_loss<S>)(p);
   });
-  if (!valid) {
-    check_probabilities("input", input);
-    check_probabilities("target", target);
-  }
+  if (!valid) check_probabilities(input, target);
   if (mask[0]) dinput = sum_to_size(dinput, input.sizes());
   if (mask[1]) dtarget = sum_to_size(dtarget, target.sizes());
   return {value, dinput, dtarget};
@@ -149,7 +139,7 @@ std::tuple<Tensor, Tensor> elementwise_loss_backward(const Tensor& grad, const T
                                                      std::string_view loss, int64_t reduction,
                                                      std::array<bool, 2> mask) {
   const ElementwiseLoss kind = elementwise_loss_named(loss);
-  const Operands o = operands(input, target, weight, pos_weight, kind, reduction);
+  const ElementwiseOperands o = elementwise_operands(input, target, weight, pos_weight, kind, reduction);
   check_same("elementwise_loss_backward", "grad", grad, input);
   const at::IntArrayRef value_sizes = reduction == at::Reduction::None ? at::IntArrayRef(o.sizes) : at::IntArrayRef();
   TORCH_CHECK(grad.sizes() == value_sizes, "elementwise_loss_backward: expected grad ", value_sizes, ", got ",
@@ -159,7 +149,7 @@ std::tuple<Tensor, Tensor> elementwise_loss_backward(const Tensor& grad, const T
   if (mask[0]) dinput = in_huge_pages(empty(o.sizes, input));
   if (mask[1]) dtarget = in_huge_pages(empty(o.sizes, input));
   WITH_STORAGE_TYPE("elementwise_loss_backward", input.scalar_type(), [&] {
-    auto p = arrays<S>(o, kind, reduction);
+    auto p = o.arrays<S>(kind, reduction);
     p.grad = data<S>(g);
     p.dinput = mutable_data<S>(dinput);
     p.dtarget = mutable_data<S>(dtarget);

@@ -1,11 +1,10 @@
-// Element-wise losses by the names of their operators.
+// Element-wise losses by the names of their operators, and their operands.
 #pragma once
-
-#include <c10/util/Exception.h>
 
 #include <string_view>
 
-#include "../numerics/kinds.h"
+#include "../cpu/elementwise_loss.h"
+#include "kernel.h"
 
 namespace pytorch_ext {
 
@@ -18,5 +17,29 @@ inline ElementwiseLoss elementwise_loss_named(std::string_view name) {
               " got ",
               name);
 }
+
+// The operands at their common shape, contiguous; they live as long as the kernel reads them.
+struct ElementwiseOperands {
+  at::DimVector sizes;
+  Tensor input, target;
+  OptionalTensor weight, pos_weight, mean_weight;
+
+  template <class S>
+  ElementwiseLossArrays<S> arrays(ElementwiseLoss loss, int64_t reduction) const {
+    ElementwiseLossArrays<S> p{loss, static_cast<Reduction>(reduction), input.numel(), data<S>(input), data<S>(target)};
+    p.weight = data<S>(weight);
+    p.pos_weight = data<S>(pos_weight);
+    p.mean_weight = data<S>(mean_weight);
+    if (mean_weight) p.mean_weight_count = mean_weight->numel();
+    return p;
+  }
+};
+
+// Raises where they do not fit.
+ElementwiseOperands elementwise_operands(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                                         const OptionalTensor& pos_weight, ElementwiseLoss loss, int64_t reduction);
+
+// Raises where an element of a loss of probabilities is none.
+void check_probabilities(const Tensor& input, const Tensor& target);
 
 }  // namespace pytorch_ext

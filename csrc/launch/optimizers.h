@@ -1,10 +1,16 @@
-// The optimisers' way in from Python.
+// The optimisers' way in from Python, and clipping.
 #pragma once
 
+#include <ATen/core/Tensor.h>
 #include <torch/csrc/utils/pybind.h>
+
+#include <vector>
 
 namespace pytorch_ext {
 
 void define_optimizers(pybind11::module_& m);
+
+// Scales the gradients down to `max_norm`; their 2-norm. They are contiguous, disjoint and of one dtype.
+at::Tensor clip_gradients(const std::vector<at::Tensor>& grads, double max_norm, bool error_if_nonfinite);
 
 }  // namespace pytorch_ext

@@ -1,11 +1,10 @@
 // softmax and log_softmax: memory and checks; the arithmetic is in the kernel.
 #include "../cpu/softmax.h"
 
-#include <ATen/WrapDimUtils.h>
-
 #include "covers.h"
 #include "huge_pages.h"
 #include "kernel.h"
+#include "row_shape.h"
 
 namespace pytorch_ext {
 
@@ -17,18 +16,8 @@ bool covers_softmax(const Tensor& input, int64_t dim, std::optional<at::ScalarTy
 
 namespace {
 
-// The rows along `dim`: (outer, columns, inner). A tensor without dimensions is one row of one element.
-struct RowShape {
-  int64_t outer = 1, columns = 1, inner = 1;
-
-  RowShape(const Tensor& t, int64_t dim) {
-    dim = at::maybe_wrap_dim(dim, t.dim());
-    for (int64_t d = 0; d < t.dim(); d++) (d < dim ? outer : d == dim ? columns : inner) *= t.size(d);
-  }
-};
-
 Tensor softmax_forward(const Tensor& input, int64_t dim, bool logarithm) {
-  const RowShape shape(input, dim);
+  const RowShape shape(input.sizes(), dim);
   Tensor output = in_huge_pages(empty(input.sizes(), input));
   if (!output.numel()) return output;
   // Rows may lie apart, as those of a slice do.
@@ -48,7 +37,7 @@ Tensor softmax_backward(const Tensor& grad, const Tensor& output, int64_t dim, b
   check_same("softmax_backward", "grad", grad, output);
   TORCH_CHECK(grad.sizes() == output.sizes(), "softmax_backward: expected grad ", output.sizes(), ", got ",
               grad.sizes());
-  const RowShape shape(output, dim);
+  const RowShape shape(output.sizes(), dim);
   Tensor dinput = in_huge_pages(empty(output.sizes(), output));
   if (!dinput.numel()) return dinput;
   const Tensor g = grad.contiguous(), y = output.contiguous();

@@ -1,0 +1,58 @@
+// Lookups in Python dictionaries, kept where wanted, so that a later call knows in nanoseconds whether they would find
+// the same objects again.
+#pragma once
+
+#include <torch/csrc/utils/pybind.h>
+
+#include <vector>
+
+namespace pytorch_ext {
+
+class Lookups {
+ public:
+  explicit Lookups(bool keep = false) : keep_(keep) {}
+
+  // The value under a key, or null.
+  PyObject* find(PyObject* dict, PyObject* key) {
+    PyObject* value = PyDict_GetItemWithError(dict, key);
+    if (!value && PyErr_Occurred()) throw pybind11::error_already_set();
+    if (keep_) entries_.push_back({own(dict), own(key), PyObject_Hash(key), own(value)});
+    return value;
+  }
+  // The objects of a list.
+  PyObject* items(PyObject* list) {
+    if (keep_)
+      for (Py_ssize_t i = 0; i <= PyList_GET_SIZE(list); i++)  // the end is kept too
+        lists_.push_back({own(list), i, own(i < PyList_GET_SIZE(list) ? PyList_GET_ITEM(list, i) : nullptr)});
+    return list;
+  }
+  bool unchanged() const {
+    for (const Entry& e : entries_)
+      if (_PyDict_GetItem_KnownHash(e.dict.ptr(), e.key.ptr(), e.hash) != e.value.ptr()) return false;
+    for (const Item& e : lists_) {
+      const bool inside = e.index < PyList_GET_SIZE(e.list.ptr());
+      if ((inside ? PyList_GET_ITEM(e.list.ptr(), e.index) : nullptr) != e.value.ptr()) return false;
+    }
+    return true;
+  }
+  void forget() { entries_.clear(), lists_.clear(); }
+
+ private:
+  using Owned = pybind11::object;
+  static Owned own(PyObject* object) { return pybind11::reinterpret_borrow<Owned>(object); }
+  struct Entry {
+    Owned dict, key;
+    Py_hash_t hash;  // of a tensor it is a call of Python
+    Owned value;
+  };
+  struct Item {
+    Owned list;
+    Py_ssize_t index;
+    Owned value;
+  };
+  bool keep_;
+  std::vector<Entry> entries_;
+  std::vector<Item> lists_;
+};
+
+}  // namespace pytorch_ext

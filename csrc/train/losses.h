@@ -1,0 +1,28 @@
+// The losses at the end of a chain: value and gradient in one pass, with the kernels of the operator of that name.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "../launch/kernel.h"
+
+namespace pytorch_ext::train {
+
+class Loss {
+ public:
+  virtual ~Loss() = default;
+  // Raises where the target does not fit the prediction; afterwards run() cannot fail for its shape or its dtype.
+  virtual void read(const Tensor& prediction, const Tensor& target) = 0;
+  // The loss into `value`, one element, and its derivative by the prediction, contiguous, into `gradient`.
+  virtual void run(void* value, void* gradient) = 0;
+  // Lets go of what read() was given.
+  virtual void release() = 0;
+};
+
+std::unique_ptr<Loss> new_cross_entropy(const OptionalTensor& weight, int64_t reduction, int64_t ignore_index,
+                                        double label_smoothing);
+std::unique_ptr<Loss> new_nll_loss(const OptionalTensor& weight, int64_t reduction, int64_t ignore_index);
+std::unique_ptr<Loss> new_elementwise_loss(const std::string& name, const OptionalTensor& weight,
+                                           const OptionalTensor& pos_weight, int64_t reduction);
+
+}  // namespace pytorch_ext::train

@@ -1,0 +1,195 @@
+"""A model as a chain of layers: what TrainStep can run, found by torch.fx, and the reason where there is no chain."""
+
+import operator
+
+import torch
+import torch.fx
+import torch.nn.functional as F
+
+from . import nn
+
+
+class NotAChain(ValueError):
+    """The model is no chain of covered layers; the message says where it leaves the set."""
+
+
+def chain_of(model):
+    """The layers that ``model(input)`` runs, in the form the native TrainStep takes.
+
+    A list of ``("linear", module, name, activation)``, ``("activation", name)``, ``("dropout", module)``,
+    ``("softmax", dim, logarithm)``, ``("flatten", start, end)``, ``("reshape", sizes)`` and ``("squeeze", dim)``. NotAChain otherwise.
+    """
+    check_hooks(model)
+    try:
+        graph = LayerTracer().trace(model)
+    except Exception as error:  # whatever a user's forward raises when it is traced
+        raise NotAChain(f"a forward that torch.fx can trace, got {type(error).__name__}: {error}") from error
+    modules = dict(model.named_modules())
+    layers, current = [], None
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            if current is not None:
+                if node.args:  # has a default, which tracing has used
+                    continue
+                raise NotAChain(f"a forward of one input, got another one, {node.target}")
+            current = node
+        elif node.op == "output":
+            if node.args[0] is not current:
+                raise NotAChain(f"a forward that returns the last layer's output, got {node.args[0]}")
+        elif not is_size(node):
+            layers += layer_of(node, current, modules)
+            current = node
+    return fused(layers)
+
+
+def check_hooks(model):
+    """Hooks would not run."""
+    for name, module in model.named_modules():
+        kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        if any(getattr(module, kind, None) for kind in kinds):
+            raise NotAChain(f"modules without hooks, got hooks on {name or 'the model'}")
+
+
+class LayerTracer(torch.fx.Tracer):
+    """Does not look into the layers of the package."""
+
+    def is_leaf_module(self, module, name):
+        return isinstance(module, tuple(MODULES)) or super().is_leaf_module(module, name)
+
+
+def is_size(node):
+    """Whether the node asks for a tensor's shape, which reshapes are written with."""
+    if node.op == "call_method":
+        return node.target == "size"
+    return node.op == "call_function" and node.target in (getattr, operator.getitem) and not is_tensor(node)
+
+
+def is_tensor(node):
+    return node.target is operator.getitem and not is_size(node.args[0])
+
+
+def layer_of(node, current, modules):
+    """The layers of one node, which must take the output of the node before."""
+    what = f"{node.target} ({node.op.removeprefix('call_')})"
+    if not node.args or node.args[0] is not current:
+        raise NotAChain(f"a chain, in which every layer takes the output of the one before, got {what}")
+    if node.op == "call_module":
+        module = modules[node.target]
+        describe = MODULES.get(type(module))
+        if describe is None:
+            raise NotAChain(f"layers that it knows, got {node.target}, a {type(module).__qualname__}")
+        return describe(module, node.target)
+    describe = (FUNCTIONS if node.op == "call_function" else METHODS).get(node.target)
+    if describe is None:
+        raise NotAChain(f"layers and functions that it knows, got {what}")
+    return describe(*node.args[1:], **node.kwargs)
+
+
+def linear(module, name):
+    activation = getattr(module, "activation", None) or "none"
+    return [("linear", module, name, activation)]
+
+
+def softmax(dim, logarithm, name):
+    if not isinstance(dim, int):
+        raise NotAChain(f"a softmax with its dim given, got dim={dim} in {name}")
+    return [("softmax", dim, logarithm)]
+
+
+def gelu(approximate="none"):
+    return [("activation", "gelu_tanh" if approximate == "tanh" else "gelu")]
+
+
+def activation(name):
+    return lambda *options, **keywords: [("activation", name)]
+
+
+def softmax_function(logarithm):
+    def describe(dim=None, _stacklevel=3, dtype=None):
+        if dtype is not None:
+            raise NotAChain(f"a softmax in the dtype of its input, got dtype={dtype}")
+        return softmax(dim, logarithm, "a function")
+
+    return describe
+
+
+def flatten(start_dim=0, end_dim=-1):
+    return [("flatten", start_dim, end_dim)]
+
+
+def reshape(*sizes):
+    """Sizes that are numbers; or the batch's own size, then -1, which flattens."""
+    sizes = tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
+    if len(sizes) == 2 and isinstance(sizes[0], torch.fx.Node) and sizes[1] == -1 and batch_size(sizes[0]):
+        return [("flatten", 1, -1)]
+    if not all(isinstance(size, int) for size in sizes):
+        raise NotAChain(f"a reshape to numbers, or to (x.size(0), -1), got {sizes}")
+    return [("reshape", sizes)]
+
+
+def squeeze(dim=None):
+    if not isinstance(dim, int):
+        raise NotAChain(f"a squeeze of one dimension, got dim={dim}")
+    return [("squeeze", dim)]
+
+
+def batch_size(node):
+    """Whether the node is ``x.size(0)`` or ``x.shape[0]``."""
+    if node.op == "call_method":
+        return node.target == "size" and node.args[1:] == (0,)
+    return node.target is operator.getitem and node.args[1] == 0
+
+
+def of_both(name, describe):
+    """The stock module of that name and the package's."""
+    return {getattr(ns, name): describe for ns in (torch.nn, nn)}
+
+
+MODULES = {
+    **of_both("Linear", linear),
+    **of_both("ReLU", lambda module, name: [("activation", "relu")]),
+    **of_both("Sigmoid", lambda module, name: [("activation", "sigmoid")]),
+    **of_both("Tanh", lambda module, name: [("activation", "tanh")]),
+    **of_both("SiLU", lambda module, name: [("activation", "silu")]),
+    **of_both("GELU", lambda module, name: gelu(module.approximate)),
+    **of_both("Dropout", lambda module, name: [("dropout", module)]),
+    **of_both("Softmax", lambda module, name: softmax(module.dim, False, name)),
+    **of_both("LogSoftmax", lambda module, name: softmax(module.dim, True, name)),
+    **of_both("Flatten", lambda module, name: flatten(module.start_dim, module.end_dim)),
+    **of_both("Identity", lambda module, name: []),
+}
+FUNCTIONS = {
+    **dict.fromkeys((torch.relu, torch.relu_, F.relu), activation("relu")),
+    **dict.fromkeys((torch.sigmoid, F.sigmoid), activation("sigmoid")),
+    **dict.fromkeys((torch.tanh, F.tanh), activation("tanh")),
+    F.silu: activation("silu"),
+    F.gelu: gelu,
+    **dict.fromkeys((torch.softmax, F.softmax), softmax_function(False)),
+    **dict.fromkeys((torch.log_softmax, F.log_softmax), softmax_function(True)),
+    torch.flatten: flatten,
+    torch.reshape: reshape,
+    torch.squeeze: squeeze,
+}
+METHODS = {
+    "relu": activation("relu"),
+    "sigmoid": activation("sigmoid"),
+    "tanh": activation("tanh"),
+    "softmax": softmax_function(False),
+    "log_softmax": softmax_function(True),
+    "flatten": flatten,
+    "reshape": reshape,
+    "view": reshape,
+    "squeeze": squeeze,
+    "contiguous": lambda: [],
+}
+
+
+def fused(layers):
+    """An activation that follows a Linear becomes a part of it, as in one kernel: the bits are the same."""
+    result = []
+    for layer in layers:
+        if layer[0] == "activation" and result and result[-1][0] == "linear" and result[-1][3] == "none":
+            result[-1] = (*result[-1][:3], layer[1])
+        else:
+            result.append(layer)
+    return result
