@@ -65,12 +65,13 @@ class TrainStep:
                 raise ValueError(f"TrainStep: expected {error}") from error
             self.reason = str(error)
             self._native = Loop(model, loss_function, optimizer, max_norm, accumulate)
+        self._run = self._native.__call__
 
     def __call__(self, input, target):
         """The loss of this batch, a 0-dim tensor without history; the parameters are updated."""
         if is_observed(self.optimizer):
             return self._observed(input, target)
-        loss = self._native(input, target)
+        loss = self._run(input, target)
         self.optimizer._opt_called = True  # what schedulers look for
         return loss
 

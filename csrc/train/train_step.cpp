@@ -35,11 +35,15 @@ struct Slot {
   bool trains = false;
 };
 
-// A dropout layer's module, asked at every step whether it trains.
-struct Switch {
-  py::object attributes;  // the module's __dict__
-  bool training;
-  double p;
+// Lets other threads of Python run, where that does not take longer than what is done meanwhile.
+class WithoutGil {
+ public:
+  explicit WithoutGil(bool release) {
+    if (release) released_.emplace();
+  }
+
+ private:
+  std::optional<py::gil_scoped_release> released_;
 };
 
 const Tensor& checked(const char* name, const py::handle& object) {
@@ -138,14 +142,13 @@ class TrainStep {
   std::mutex mutex_;
   py::list layer_descriptions_;
   std::vector<std::unique_ptr<Slot>> slots_;
-  std::vector<Switch> switches_;
   std::vector<std::unique_ptr<Layer>> layers_;
   std::unique_ptr<Loss> loss_;
   Lookups module_lookups_{true};
   bool fresh_ = false;  // the lookups are recorded
 
   at::DimVector planned_;
-  bool is_planned_ = false;
+  bool is_planned_ = false, is_long_ = true;
   std::vector<const void*> inputs_;
   Tensor prediction_;
   Buffer prediction_gradient_;
@@ -273,6 +276,9 @@ void TrainStep::plan(at::IntArrayRef sizes) {
   inputs_.resize(layers_.size());
   planned_ = sizes;
   groups_read_ = false;
+  int64_t elements = prediction_.numel();
+  for (const auto& slot : slots_) elements += slot->weight.value.numel() * (shape.empty() ? 1 : shape.front());
+  is_long_ = elements > 100000;
   is_planned_ = true;
 }
 
@@ -293,7 +299,7 @@ Tensor TrainStep::compute(const Tensor& input, const Tensor& target) {
   loss_->read(prediction_, target);
   Tensor loss = at::empty({}, prediction_.options());
   {
-    py::gil_scoped_release no_gil;
+    WithoutGil no_gil(is_long_);
     forward_and_backward(input.is_contiguous() ? input : input.contiguous(), target, loss);
   }
   batches_++;
@@ -363,7 +369,7 @@ void TrainStep::apply() {
                          std::all_of(groups_.begin(), groups_.end(), [](auto& g) { return g->fits(); });
   if (!as_before) read_groups();
   batches_ = 0;
-  py::gil_scoped_release no_gil;
+  WithoutGil no_gil(is_long_);
   if (max_norm_) {
     std::vector<Tensor> gradients;
     for (const auto& slot : slots_)
