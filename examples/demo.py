@@ -26,7 +26,7 @@ import pytorch_ext
 
 # What `--path` takes: the backend of pytorch_ext, and the device that models and data are on.
 PATHS = {"cpu": ("native", "cpu"), "cuda": ("native", "cuda"), "triton": ("triton", "cuda"), "stock": ("stock", "cpu")}
-TABLE_WIDTH = 150  # columns, where the output is no terminal
+TABLE_WIDTH = 170  # columns, where the output is no terminal
 
 
 def parse_arguments(arguments):
@@ -93,11 +93,23 @@ def significant(value):
 def table_of(results, heading):
     table = Table(title=heading)
     table.add_column("model", no_wrap=True)
-    names = "loss ours", "loss stock", "difference", "bound", "accuracy", "step ours", "step stock", "faster", "weights"
+    names = (
+        "loss ours",
+        "loss stock",
+        "difference",
+        "bound",
+        "accuracy",
+        "step ours",
+        "step stock",
+        "faster",
+        "TrainStep",
+        "faster",
+        "weights",
+    )
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for result in results:
-        ours, stock = result.step_times
+        ours, stock, one_call = result.step_times
         table.add_row(
             result.row.title,
             *map(significant, result.final_losses),
@@ -107,6 +119,8 @@ def table_of(results, heading):
             f"{ours:.1f} us",
             f"{stock:.1f} us",
             f"{stock / ours:.2f}x",
+            "" if one_call is None else f"{one_call:.1f} us",
+            "" if one_call is None else f"{stock / one_call:.0f}x",
             result.digest,
             style="red" if result.wrong else None,
         )

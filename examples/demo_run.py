@@ -12,10 +12,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from pytorch_ext import backends
+
 EXAMPLES = Path(__file__).resolve().parent
 # The imports that differ between a script and the same script for stock PyTorch.
 STOCK_IMPORTS = {
     "from pytorch_ext import": "from torch import",
+    "from pytorch_ext import TrainStep, nn, optim": "from torch import nn, optim",
     "from pytorch_ext.functional import matmul": "from torch import matmul",
     "import pytorch_ext.functional as F": "import torch.nn.functional as F",
 }
@@ -25,7 +28,7 @@ SMALLEST_SHARE = 1e-3  # of a curve's first loss: see curve_difference
 
 @dataclass
 class Result:
-    """What came out of one row. Pairs are (ours, stock)."""
+    """What came out of one row. Pairs are (ours, stock); step times are (ours, stock, with TrainStep or None)."""
 
     row: object
     script: types.ModuleType
@@ -72,42 +75,41 @@ def initial_weights(model):
 
 
 class SharedLoader:
-    """A DataLoader for two readers in step: an epoch is drawn for the first, and handed again to the second.
+    """A DataLoader for readers in step: an epoch is drawn for the first, and handed again to the others.
 
-    Both see the same batches in the same order, and the time of a step holds no loading.
+    All see the same batches in the same order, and the time of a step holds no loading.
     """
 
-    def __init__(self, loader, device):
-        self.loader, self.device, self.drawn = loader, device, None
+    def __init__(self, loader, device, readers):
+        self.loader, self.device, self.readers, self.served = loader, device, readers, 0
 
     def __len__(self):
         return len(self.loader)
 
     def __iter__(self):
-        if self.drawn is None:
+        if self.served % self.readers == 0:
             self.drawn = [[tensor.to(self.device) for tensor in batch] for batch in self.loader]
-            return iter(self.drawn)
-        drawn, self.drawn = self.drawn, None
-        return iter(drawn)
+        self.served += 1
+        return iter(self.drawn)
 
 
-def shared(data, device):
-    """The `data` of a script, for two readers, on `device`."""
+def shared(data, device, readers=2):
+    """The `data` of a script, for so many readers, on `device`."""
     if isinstance(data, DataLoader):
-        return SharedLoader(data, device)
+        return SharedLoader(data, device, readers)
     if isinstance(data, torch.Tensor):
         return data.to(device)
-    return [shared(part, device) for part in data]
+    return [shared(part, device, readers) for part in data]
 
 
-def in_turns(ours, stock, report, total):
-    """Draw from both iterators in turns: their values, and the median microseconds that each one took.
+def in_turns(runs, report, total):
+    """Draw from all iterators in turns: their values, and the median microseconds that each one took.
 
-    torch is seeded alike before every step, so that both sides draw the same random numbers.
+    torch is seeded alike before every step, so that all draw the same random numbers.
     """
-    values, times = ([], []), ([], [])
+    values, times = [[] for _ in runs], [[] for _ in runs]
     for step in range(total):
-        for side, iterator in enumerate((ours, stock)):
+        for side, iterator in enumerate(runs):
             torch.manual_seed(step)
             start = time.perf_counter_ns()
             value = next(iterator)
@@ -176,7 +178,10 @@ def run_row(row, epochs=None, folder=None, device="cpu", report=lambda done, tot
 def train_row(row, scripts, epochs, folder, device, report):
     script = scripts[0]
     folder = (folder,) if folder is not None and row.takes_folder else ()
-    data = shared(row.load_data(script, *folder), device)
+    trainings = [of_side.train for of_side in scripts]
+    if has_one_call(script):
+        scripts, trainings = (*scripts, script), [*trainings, script.train_in_one_call]
+    data = shared(row.load_data(script, *folder), device, len(trainings))
     models = [of_side.make_model().to(device) for of_side in scripts]
     initial = initial_weights(models[0])
     for model in models:
@@ -185,50 +190,61 @@ def train_row(row, scripts, epochs, folder, device, report):
         row.prepare_stock(models[1])
     default = inspect.signature(script.train).parameters["epochs"].default
     epochs = default if epochs is None else epochs
-    runs = [of_side.train(model, data, epochs) for of_side, model in zip(scripts, models, strict=True)]
-    losses, step_times = in_turns(*runs, report, epochs * steps_per_epoch(data))
+    runs = [train(model, data, epochs) for train, model in zip(trainings, models, strict=True)]
+    losses, step_times = in_turns(runs, report, epochs * steps_per_epoch(data))
     for run in runs:
         next(run, None)  # to the end of the script's function
     if row.prepare_stock is not None:
-        step_times = time_as_they_are(scripts, data, initial, device, epochs)
+        step_times = time_as_they_are(scripts, trainings, data, initial, device, epochs)
+    digests = [digest(model.state_dict().values()) for model in models]
     return Result(
         row=row,
         script=script,
         data=data,
-        step_times=step_times,
-        difference=curve_difference(*losses, row.compared_steps),
-        digest=digest(models[0].state_dict().values()),
+        step_times=(*step_times, None)[:3],
+        difference=curve_difference(*losses[:2], row.compared_steps),
+        digest=digests[0],
         final_losses=(losses[0][-1], losses[1][-1]),
-        losses=losses,
-        models=models,
+        losses=tuple(losses[:2]),
+        models=tuple(models[:2]),
         initial=initial,
         accuracy=row.accuracy(script, models[0], device, *folder) if row.accuracy else None,
         folder=folder,
         complete=epochs >= default,
+        wrong=[
+            f"weights with TrainStep: expected {digests[0]}, those of the loop, got {other}"
+            for other in digests[2:]
+            if other != digests[0]
+        ],
     )
 
 
-def time_as_they_are(scripts, data, initial, device, epochs):
+def has_one_call(script):
+    """Whether the script has a form with TrainStep, and the path has one."""
+    return hasattr(script, "train_in_one_call") and backends.choice.name == "native"
+
+
+def time_as_they_are(scripts, trainings, data, initial, device, epochs):
     """Step times of fresh models, for a row whose stock model was prepared for the comparison."""
     models = [of_side.make_model().to(device) for of_side in scripts]
     for model in models:
         model.load_state_dict(initial)
-    runs = [of_side.train(model, data, epochs) for of_side, model in zip(scripts, models, strict=True)]
-    return in_turns(*runs, lambda done, total: None, epochs * steps_per_epoch(data))[1]
+    runs = [train(model, data, epochs) for train, model in zip(trainings, models, strict=True)]
+    return in_turns(runs, lambda done, total: None, epochs * steps_per_epoch(data))[1]
 
 
 def compute_row(row, scripts, epochs, folder, device, report):
     script = scripts[0]
     data = shared(script.load_data(), device) if hasattr(script, "load_data") else []
     runs = [repeat(of_side.compute, data) for of_side in scripts]
-    values, step_times = in_turns(*runs, report, REPETITIONS)
+    values, step_times = in_turns(runs, report, REPETITIONS)
     ours, stock = values[0][-1], values[1][-1]
     losses = tuple(figures["loss"].item() if "loss" in figures else None for figures in (ours, stock))
     return Result(
         row=row,
         script=script,
         data=data,
-        step_times=step_times,
+        step_times=(*step_times, None),
         difference=figure_difference(ours, stock),
         digest=digest(ours.values()),
         final_losses=losses,

@@ -4,7 +4,7 @@ import digits
 import numpy as np
 import torch
 
-from pytorch_ext import nn, optim
+from pytorch_ext import TrainStep, nn, optim
 
 
 def make_model():
@@ -38,6 +38,15 @@ def train(model, loader, epochs=10):
             loss.backward()
             optimizer.step()
             yield loss.item()
+
+
+def train_in_one_call(model, loader, epochs=10):
+    """The same training, every step in one native call."""
+    model.train()
+    step = TrainStep(model, nn.CrossEntropyLoss(), optim.SGD(model.parameters(), lr=0.01))
+    for _ in range(epochs):
+        for x, labels in loader:
+            yield step(x, labels).item()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import torch
 
-from pytorch_ext import nn, optim
+from pytorch_ext import TrainStep, nn, optim
 
 
 class Network(nn.Module):
@@ -33,6 +33,14 @@ def train(model, data, epochs=1000):
         loss.backward()
         optimizer.step()
         yield loss.item()
+
+
+def train_in_one_call(model, data, epochs=1000):
+    """The same training, every step in one native call."""
+    x, y = data
+    step = TrainStep(model, nn.MSELoss(), optim.SGD(model.parameters(), lr=0.01))
+    for _ in range(epochs):
+        yield step(x, y).item()
 
 
 if __name__ == "__main__":

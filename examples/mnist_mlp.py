@@ -7,7 +7,7 @@ import sys
 
 import digits
 
-from pytorch_ext import nn, optim
+from pytorch_ext import TrainStep, nn, optim
 
 
 def make_model():
@@ -34,6 +34,14 @@ def train(model, loader, epochs=10):
             loss.backward()
             optimizer.step()
             yield loss.item()
+
+
+def train_in_one_call(model, loader, epochs=10):
+    """The same training, every step in one native call."""
+    step = TrainStep(model, nn.CrossEntropyLoss(), optim.Adam(model.parameters(), lr=1e-3))
+    for _ in range(epochs):
+        for images, labels in loader:
+            yield step(images, labels).item()
 
 
 if __name__ == "__main__":

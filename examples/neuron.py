@@ -2,7 +2,7 @@
 
 import torch
 
-from pytorch_ext import nn, optim
+from pytorch_ext import TrainStep, nn, optim
 
 
 def make_model():
@@ -23,6 +23,14 @@ def train(model, data, epochs=100):
         loss.backward()
         optimizer.step()
         yield loss.item()
+
+
+def train_in_one_call(model, data, epochs=100):
+    """The same training, every step in one native call."""
+    x, label = data
+    step = TrainStep(model, nn.BCELoss(), optim.SGD(model.parameters(), lr=0.1))
+    for _ in range(epochs):
+        yield step(x, label).item()
 
 
 if __name__ == "__main__":

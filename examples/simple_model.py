@@ -2,7 +2,7 @@
 
 import torch
 
-from pytorch_ext import nn, optim
+from pytorch_ext import TrainStep, nn, optim
 
 
 def make_model():
@@ -24,6 +24,14 @@ def train(model, data, epochs=100):
         loss.backward()
         optimizer.step()
         yield loss.item()
+
+
+def train_in_one_call(model, data, epochs=100):
+    """The same training, every step in one native call."""
+    samples, labels = data
+    step = TrainStep(model, nn.CrossEntropyLoss(), optim.Adam(model.parameters(), lr=1e-3))
+    for _ in range(epochs):
+        yield step(samples, labels).item()
 
 
 if __name__ == "__main__":

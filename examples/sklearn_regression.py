@@ -7,7 +7,7 @@ import matplotlib
 import torch
 from sklearn.datasets import make_regression
 
-from pytorch_ext import nn, optim
+from pytorch_ext import TrainStep, nn, optim
 
 BIAS = 1.5
 
@@ -37,6 +37,14 @@ def train(model, loader, epochs=100):
             loss.backward()
             optimizer.step()
             yield loss.item()
+
+
+def train_in_one_call(model, loader, epochs=100):
+    """The same training, every step in one native call."""
+    step = TrainStep(model, nn.MSELoss(), optim.SGD(model.parameters(), lr=1e-2))
+    for _ in range(epochs):
+        for x, y in loader:
+            yield step(x, y).item()
 
 
 def plot(model, losses):

@@ -17,9 +17,12 @@ def chain_of(model):
     """The layers that ``model(input)`` runs, in the form the native TrainStep takes.
 
     A list of ``("linear", module, name, activation)``, ``("activation", name)``, ``("dropout", module)``,
-    ``("softmax", dim, logarithm)``, ``("flatten", start, end)``, ``("reshape", sizes)`` and ``("squeeze", dim)``. NotAChain otherwise.
+    ``("softmax", dim, logarithm)``, ``("flatten", start, end)``, ``("reshape", sizes)`` and ``("squeeze", dim)``.
+    NotAChain otherwise.
     """
     check_hooks(model)
+    if isinstance(model, tuple(MODULES)):
+        return layer_of_module(model, "model")
     try:
         graph = LayerTracer().trace(model)
     except Exception as error:  # whatever a user's forward raises when it is traced
@@ -74,15 +77,18 @@ def layer_of(node, current, modules):
     if not node.args or node.args[0] is not current:
         raise NotAChain(f"a chain, in which every layer takes the output of the one before, got {what}")
     if node.op == "call_module":
-        module = modules[node.target]
-        describe = MODULES.get(type(module))
-        if describe is None:
-            raise NotAChain(f"layers that it knows, got {node.target}, a {type(module).__qualname__}")
-        return describe(module, node.target)
+        return layer_of_module(modules[node.target], node.target)
     describe = (FUNCTIONS if node.op == "call_function" else METHODS).get(node.target)
     if describe is None:
         raise NotAChain(f"layers and functions that it knows, got {what}")
     return describe(*node.args[1:], **node.kwargs)
+
+
+def layer_of_module(module, name):
+    describe = MODULES.get(type(module))
+    if describe is None:
+        raise NotAChain(f"layers that it knows, got {name}, a {type(module).__qualname__}")
+    return describe(module, name)
 
 
 def linear(module, name):

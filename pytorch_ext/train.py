@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset, default_collate
 from . import native, nn
 from .chain import NotAChain, chain_of
 from .ops.losses import REDUCTIONS
-from .ops.paths import KERNEL_DTYPES, choice
+from .ops.paths import choice
 from .optim import SGD, Adam, AdamW, clip_grad_norm_, is_observed
 
 __all__ = ["TrainStep"]
@@ -185,35 +185,35 @@ def native_step(model, loss_function, optimizer, max_norm, accumulate):
     layers = chain_of(model)
     check_parameters(layers)
     norm = None if max_norm is None else float(max_norm)
-    return native.library.TrainStep(layers, describe_loss(loss_function), optimizer, RULES[type(optimizer)], norm, accumulate)
+    return native.library.TrainStep(
+        layers, describe_loss(loss_function), optimizer, RULES[type(optimizer)], norm, accumulate
+    )
 
 
 def check_parameters(layers):
     """Plain parameters of one dtype on one device with kernels, each in one layer."""
-    seen = {}
-    for _, module, name, _ in (layer for layer in layers if layer[0] == "linear"):
-        for key, parameter in module._parameters.items():
-            if parameter is None:
-                continue
-            where = f"{name}.{key}"
-            if type(parameter) is not torch.nn.Parameter or parameter.dtype not in KERNEL_DTYPES:
-                raise NotAChain(f"float32 or float64 parameters, got {where}, a {type(parameter).__name__}")
-            if id(parameter) in seen:
-                raise NotAChain(f"parameters that belong to one layer, got {where}, which is {seen[id(parameter)]}")
-            seen[id(parameter)] = where
-            first = next(iter(seen)) == id(parameter)
-            reference = parameter if first else reference
-            if (parameter.dtype, parameter.device) != (reference.dtype, reference.device):
-                raise NotAChain(f"parameters of one dtype on one device, got {where}: {parameter.dtype}")
-    if not seen:
+    linear = [layer[1:3] for layer in layers if layer[0] == "linear"]
+    found = [(f"{name}.{key}", p) for module, name in linear for key, p in module._parameters.items() if p is not None]
+    if not found:
         raise NotAChain("a model with a Linear layer, got none")
-    if not native.library.has_kernels(reference):
-        raise NotAChain(f"parameters on a device with kernels, got {reference.device}")
+    (_, first), owners = found[0], {}
+    for where, parameter in found:
+        if type(parameter) is not torch.nn.Parameter or parameter.dtype not in (torch.float32, torch.float64):
+            raise NotAChain(f"float32 or float64 parameters, got {where}, {parameter.dtype}")
+        if (parameter.dtype, parameter.device) != (first.dtype, first.device):
+            raise NotAChain(f"parameters of one dtype on one device, got {where}: {parameter.dtype}")
+        if id(parameter) in owners:
+            raise NotAChain(f"parameters that belong to one layer, got {where}, which is {owners[id(parameter)]}")
+        owners[id(parameter)] = where
+    if not native.library.has_kernels(first):
+        raise NotAChain(f"parameters on a device with kernels, got {first.device}")
 
 
 def describe_loss(loss):
     """(op, reduction, weight, options of that op) of a loss module."""
-    op = next((name for name, kind in LOSSES.items() if type(loss) in (getattr(torch.nn, kind), getattr(nn, kind))), None)
+    op = next(
+        (name for name, kind in LOSSES.items() if type(loss) in (getattr(torch.nn, kind), getattr(nn, kind))), None
+    )
     if op is None:
         raise NotAChain(f"a loss module, one of {', '.join(LOSSES.values())}, got {type(loss).__qualname__}")
     if loss.reduction not in ("mean", "sum"):

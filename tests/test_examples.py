@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import needs_native
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
@@ -91,6 +92,26 @@ def test_training_agrees_with_stock(name, device):
     )
 
 
+@needs_native
+def test_weights_of_train_step_that_differ_are_named(monkeypatch):
+    load = demo_run.load_script
+
+    def with_a_step_left_out(name, stock=False):
+        script = load(name, stock)
+        train = script.train_in_one_call
+
+        def leave_out(model, data, epochs):
+            losses = list(train(model, data, epochs - 1))
+            yield from [*losses, losses[-1]]
+
+        script.train_in_one_call = leave_out
+        return script
+
+    monkeypatch.setattr(demo_run, "load_script", with_a_step_left_out)
+    result = demo_run.run_row(row_of("simple_model"), 3)
+    assert len(result.wrong) == 1 and result.wrong[0].startswith("weights with TrainStep: expected")
+
+
 def weights_or_figures(row):
     """The digest of what our side of `row` ends with after 30 steps, its data loaded anew."""
     torch.manual_seed(0)
@@ -149,21 +170,15 @@ def test_demo_names_a_wrong_gradient(tmp_path, capsys, monkeypatch):
 
 
 def test_demo_names_a_wrong_training(tmp_path, capsys, monkeypatch):
-    class Slower(torch.optim.SGD):
-        def __init__(self, parameters, lr):
-            super().__init__(parameters, lr=lr * 1.01)
-
-    monkeypatch.setattr(pytorch_ext.optim, "SGD", Slower)
+    right = pytorch_ext.optim.SGD
+    monkeypatch.setattr(pytorch_ext.optim, "SGD", lambda parameters, lr: right(parameters, lr=lr * 1.01))
     assert run_demo(tmp_path, "--model", "linear_regression", "--epochs", "20") == 1
     assert "wrong figure: linear_regression: difference from stock: expected at most" in capsys.readouterr().out
 
 
 def test_demo_names_a_loss_that_is_not_a_number(tmp_path, capsys, monkeypatch):
-    class NotANumber(torch.nn.MSELoss):
-        def forward(self, input, target):
-            return super().forward(input, target) * float("nan")
-
-    monkeypatch.setattr(pytorch_ext.nn, "MSELoss", NotANumber)
+    right = pytorch_ext.functional.mse_loss
+    monkeypatch.setattr(pytorch_ext.functional, "mse_loss", lambda *a, **b: right(*a, **b) * float("nan"))
     assert run_demo(tmp_path, "--model", "linear_regression", "--epochs", "2") == 1
     assert "got nan" in capsys.readouterr().out
 

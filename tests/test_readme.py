@@ -4,19 +4,26 @@ import re
 from pathlib import Path
 
 import pytest
+from conftest import needs_native
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "README.zh.md", *sorted((ROOT / "docs").glob("*.md"))]
-SNIPPETS = [
-    pytest.param(snippet, id=f"{page.name}-{i}")
-    for page in PAGES
-    for i, snippet in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.S))
-]
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS)
-def test_a_snippet_runs(snippet):
-    exec(compile(snippet, "<snippet>", "exec"), {"__name__": "__main__"})
+def page_with(snippets, page):
+    """A page's snippets build on each other. TrainStep is native code."""
+    marks = needs_native if any("TrainStep" in snippet for snippet in snippets) else ()
+    return pytest.param(snippets, id=page.name, marks=marks)
+
+
+SNIPPETS = [page_with(re.findall(r"```python\n(.*?)```", page.read_text(), re.S), page) for page in PAGES]
+
+
+@pytest.mark.parametrize("snippets", SNIPPETS)
+def test_the_snippets_of_a_page_run_in_turn(snippets):
+    namespace = {"__name__": "__main__"}
+    for snippet in snippets:
+        exec(compile(snippet, "<snippet>", "exec"), namespace)
 
 
 def figures(page):

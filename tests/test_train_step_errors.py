@@ -152,7 +152,13 @@ BAD_CALLS = {
         IndexError,
         r"class indices in \[0, 3\)",
     ),
-    "a target that would broadcast": (nn.MSELoss(), torch.ones(3, 6), torch.ones(3, 1), RuntimeError, r"target \[3, 3\]"),
+    "a target that would broadcast": (
+        nn.MSELoss(),
+        torch.ones(3, 6),
+        torch.ones(3, 1),
+        RuntimeError,
+        r"target \[3, 3\]",
+    ),
     "a probability above 1": (
         nn.BCELoss(),
         torch.ones(3, 6),
