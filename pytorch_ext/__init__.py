@@ -8,6 +8,7 @@ import torch  # noqa: F401  (before the native library, which is linked against 
 
 from . import functional, nn, optim
 from .backends import available_backends, backend
+from .conversion import convert, revert
 from .version import __version__
 
-__all__ = ["__version__", "available_backends", "backend", "functional", "nn", "optim"]
+__all__ = ["__version__", "available_backends", "backend", "convert", "functional", "nn", "optim", "revert"]

@@ -14,6 +14,8 @@ Every function of the package reads alike::
 """
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.compiler import is_dynamo_compiling
 
 from .. import native
@@ -21,6 +23,8 @@ from ..backends import choice
 
 __all__ = ["KERNEL_DTYPES", "choice", "is_dynamo_compiling", "overridden", "products_are_ieee", "traceable"]
 
+# What torch.export and AOTAutograd call a function with; under Dynamo they pass for plain tensors.
+TRACED = (FakeTensor, FunctionalTensor)
 KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -30,8 +34,10 @@ def overridden(*arguments):
 
 
 def traceable(*tensors):
-    """Whether Dynamo is tracing and the registered operators cover these tensors (None is skipped)."""
-    if not is_dynamo_compiling() or native.library is None or choice.name == "stock":
+    """Whether a graph is being traced and the registered operators cover these tensors (None is skipped)."""
+    if not is_dynamo_compiling() and not any(type(t) in TRACED for t in tensors):
+        return False
+    if native.library is None or choice.name == "stock":
         return False
     return all(t is None or (t.dtype in KERNEL_DTYPES and device_has_kernels(str(t.device))) for t in tensors)
 
