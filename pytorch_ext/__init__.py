@@ -6,9 +6,11 @@ Replace ``torch.nn`` by ``pytorch_ext.nn``, ``torch.optim`` by ``pytorch_ext.opt
 
 import torch  # noqa: F401  (before the native library, which is linked against it)
 
-from . import functional, nn, optim
+from . import compilation, functional, nn, optim
 from .backends import available_backends, backend
 from .conversion import convert, revert
 from .version import __version__
+
+compilation.make_known()
 
 __all__ = ["__version__", "available_backends", "backend", "convert", "functional", "nn", "optim", "revert"]

@@ -32,11 +32,11 @@ def over(function, **exchanged):
 
 
 @functools.cache
-def forward_with_kernels():
-    """torch's own ``MultiheadAttention.forward``, whose products, softmax and dropout are this package's."""
+def attention_with_kernels():
+    """torch's own ``multi_head_attention_forward``, whose products, softmax and dropout are this package's."""
     products = {"linear": functional.linear}
     products |= {name: over(getattr(F, name), **products) for name in ("_in_projection", "_in_projection_packed")}
-    attention = over(
+    return over(
         F.multi_head_attention_forward,
         **products,
         softmax=functional.softmax,
@@ -48,7 +48,18 @@ def forward_with_kernels():
             baddbmm=lambda added, batch1, batch2: added + functional.matmul(batch1, batch2),
         ),
     )
-    return over(torch.nn.MultiheadAttention.forward, F=Overlay(F, multi_head_attention_forward=attention))
+
+
+def multi_head_attention_forward(*args, **kwargs):
+    """``torch.nn.functional.multi_head_attention_forward``."""
+    return attention_with_kernels()(*args, **kwargs)
+
+
+@functools.cache
+def forward_with_kernels():
+    """torch's own ``MultiheadAttention.forward``, over the function above."""
+    overlay = Overlay(F, multi_head_attention_forward=multi_head_attention_forward)
+    return over(torch.nn.MultiheadAttention.forward, F=overlay)
 
 
 class MultiheadAttention(torch.nn.MultiheadAttention):

@@ -7,20 +7,28 @@ import torch
 import torch.nn.functional as F
 
 from . import functional, fusion
+from .attention import multi_head_attention_forward
 from .nn import is_fusable
 
 
-def torch_softmax(name, input, dim, dtype=None):
-    """``torch.softmax`` and ``torch.log_softmax``: the arguments stand in another order than torch.nn.functional's."""
-    return getattr(functional, name)(input, dim, dtype=dtype)
+def softmax(input, dim, dtype=None):
+    """``torch.softmax``, whose arguments stand in another order than torch.nn.functional's."""
+    return functional.softmax(input, dim, dtype=dtype)
+
+
+def log_softmax(input, dim, dtype=None):
+    """``torch.log_softmax``, likewise."""
+    return functional.log_softmax(input, dim, dtype=dtype)
 
 
 # This package's function for torch's.
 TWINS = {getattr(F, name): getattr(functional, name) for name in functional.__all__ if hasattr(F, name)}
 TWINS |= {getattr(torch, name): getattr(functional, name) for name in ("matmul", "relu", "sigmoid", "tanh")}
-TWINS |= {getattr(torch, name): functools.partial(torch_softmax, name) for name in ("softmax", "log_softmax")}
-TENSOR_METHODS = {name: TWINS[getattr(torch, name)] for name in ("matmul", "relu", "sigmoid", "tanh")}
-TENSOR_METHODS |= {name: TWINS[getattr(torch, name)] for name in ("softmax", "log_softmax")}
+TWINS |= {torch.softmax: softmax, torch.log_softmax: log_softmax}
+TWINS[F.multi_head_attention_forward] = multi_head_attention_forward
+TENSOR_METHODS = {
+    name: TWINS[getattr(torch, name)] for name in ("matmul", "relu", "sigmoid", "tanh", "softmax", "log_softmax")
+}
 
 
 def takes(twin, positional, keywords):

@@ -14,7 +14,7 @@ from .rewrite import Exchange, methods_of
 
 ORIGINAL = "_pytorch_ext_original"  # in a class made here or by convert: the class before
 SEQUENTIAL = ("forward", (), "sequential")  # the key of a forward that is torch.nn.Sequential's
-_CHANGED = weakref.WeakKeyDictionary()  # class -> {keys: derived class}
+_MADE = weakref.WeakValueDictionary()  # (class, keys) -> derived class
 
 
 def is_derivable(cls):
@@ -26,11 +26,11 @@ def is_derivable(cls):
 def derived(cls, keys):
     """The class derived from ``cls`` in which the calls of these keys are exchanged; cls where there are none."""
     keys = frozenset(keys)
-    made = _CHANGED.setdefault(cls, {})
-    if keys not in made:
+    made = _MADE.get((cls, keys))
+    if made is None:
         methods = exchanged_methods(cls, keys)
-        made[keys] = derive(cls, methods, keys) if methods else cls
-    return made[keys]
+        made = _MADE[cls, keys] = derive(cls, methods, keys) if methods else cls
+    return made
 
 
 def exchanged_methods(cls, keys):

@@ -30,6 +30,8 @@ KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 def overridden(*arguments):
     """Whether a ``__torch_function__`` of an argument, or of a mode, decides what the call means."""
+    if not is_dynamo_compiling() and all(t is None or type(t) in TRACED for t in arguments):
+        return False  # a tracer's own mode only looks on
     return torch.overrides.has_torch_function(arguments)
 
 
