@@ -9,8 +9,23 @@ import torch  # noqa: F401  (before the native library, which is linked against 
 from . import compilation, functional, nn, optim
 from .backends import available_backends, backend
 from .conversion import convert, revert
+from .explanation import explain
+from .reproducibility import check_reproducible
+from .verification import verify
 from .version import __version__
 
 compilation.make_known()
 
-__all__ = ["__version__", "available_backends", "backend", "convert", "functional", "nn", "optim", "revert"]
+__all__ = [
+    "__version__",
+    "available_backends",
+    "backend",
+    "check_reproducible",
+    "convert",
+    "explain",
+    "functional",
+    "nn",
+    "optim",
+    "revert",
+    "verify",
+]
