@@ -59,7 +59,8 @@ class Reproducibility(Report, TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        floats = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+        # An operator over lists works in place and returns nothing.
+        floats = float_tensors(result) or (float_tensors(args) if function._schema.is_mutable else [])
         if floats:
             why = outside(function, args, kwargs or {}, floats[0])
             if why is None:
@@ -91,6 +92,10 @@ def check_reproducible():
     Kernels run as ever. Those of the Triton path are no operators and are not seen, which is right: they are inside.
     """
     return Reproducibility()
+
+
+def float_tensors(tree):
+    return [t for t in tree_leaves(tree) if isinstance(t, torch.Tensor) and t.is_floating_point()]
 
 
 def outside(function, args, kwargs, result):

@@ -49,6 +49,15 @@ def test_stock_optimisers_and_clipping_are_named():
     assert any("norm" in name for name in names(found))
 
 
+@pytest.mark.parametrize("options", [{"fused": True}, {"foreach": True}])
+def test_optimisers_over_lists_are_seen(options):
+    model, x = perceptron(), torch.randn(5, 6)
+    adam = torch.optim.Adam(model.parameters(), **options)
+    with pytorch_ext.check_reproducible() as found:
+        training(model, x, adam, optim.clip_grad_norm_)
+    assert any(name.startswith(("aten._foreach_", "aten._fused_")) for name in names(found))
+
+
 def test_stock_layers_between_ours_are_named_with_their_count():
     model, arguments = made("image")
     pytorch_ext.convert(model)
