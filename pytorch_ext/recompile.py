@@ -22,9 +22,24 @@ class Refused(Exception):
     """Why a method cannot be compiled again."""
 
 
-@functools.cache
 def definition(function, owner):
     """The syntax tree of a method of a class named ``owner``, proved to be that of its code."""
+    tree, why = definition_or_reason(function, owner)
+    if why is not None:
+        raise Refused(why)
+    return tree
+
+
+@functools.lru_cache(maxsize=4096)
+def definition_or_reason(function, owner):
+    """(tree, None), or (None, why there is none)."""
+    try:
+        return proved_definition(function, owner), None
+    except Refused as why:
+        return None, str(why)
+
+
+def proved_definition(function, owner):
     if not function.__code__.co_argcount:
         raise Refused("a decorator wraps it")
     try:
@@ -64,17 +79,25 @@ def compiled(tree, function, owner):
         dont_inherit=True,
     )
     for name in ("around", *([owner] if body is not tree else []), tree.name):
-        code = next(c for c in code.co_consts if isinstance(c, types.CodeType) and c.co_name == name)
+        code = next((c for c in code.co_consts if isinstance(c, types.CodeType) and c.co_name == name), None)
+        if code is None:
+            raise Refused("its source has another shape than expected")
     return code
 
 
 def imported_names(function):
     """The global names a function uses that its module has imported, as far as their values tell."""
-    for name in function.__code__.co_names:
+    for name in names_in(function.__code__):
         value = function.__globals__.get(name)
         elsewhere = getattr(value, "__module__", None) not in (None, function.__module__)
         if isinstance(value, types.ModuleType) or elsewhere:
             yield name
+
+
+def names_in(code):
+    """The names of a code object and of those inside it."""
+    inner = [names_in(const) for const in code.co_consts if isinstance(const, types.CodeType)]
+    return {*code.co_names}.union(*inner)
 
 
 def same_code(a, b):

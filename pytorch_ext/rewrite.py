@@ -6,6 +6,7 @@ decides.
 """
 
 import ast
+import builtins
 import copy
 import linecache
 import types
@@ -68,7 +69,7 @@ class Names:
             return self.module
         if name in self.local:
             return UNKNOWN
-        return self.outer.get(name, self.function.__globals__.get(name, UNKNOWN))
+        return self.outer.get(name, self.function.__globals__.get(name, vars(builtins).get(name, UNKNOWN)))
 
     @staticmethod
     def of_attribute(base, name):
@@ -183,6 +184,15 @@ class Exchange(ast.NodeTransformer):
         node = self.generic_visit(node)
         return helper("matmul", node, [node.left, node.right]) if taken else node
 
+    def visit_inner(self, node):
+        """A function inside the method has names of its own, which are not counted: no statements are joined there."""
+        plain, self.names_are_plain = self.names_are_plain, self.names_are_plain and node is self.root
+        node = self.generic_visit(node)
+        self.names_are_plain = plain
+        return node
+
+    visit_FunctionDef = visit_AsyncFunctionDef = visit_ClassDef = visit_inner
+
     def generic_visit(self, node):
         for field in ("body", "orelse", "finalbody"):
             statements = getattr(node, field, None)
@@ -225,12 +235,15 @@ class Exchange(ast.NodeTransformer):
 
     def run(self, tree):
         """The tree with its calls exchanged."""
-        loads = [n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Store)]
+        names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+        changed = [node.target for node in ast.walk(tree) if isinstance(node, ast.AugAssign)]
+        loads = [node.id for node in names if not isinstance(node.ctx, ast.Store) or node in changed]
         self.loads = {name: loads.count(name) for name in loads}
         # A handler, or a look at all names, could read what a statement left out would have assigned.
         handlers = any(isinstance(node, ast.Try) for node in ast.walk(tree))
         self.names_are_plain = not handlers and not {"locals", "vars", "eval", "exec", "dir"} & self.loads.keys()
-        return self.visit(copy.deepcopy(tree))
+        self.root = copy.deepcopy(tree)
+        return self.visit(self.root)
 
 
 def helper(name, at, arguments, keywords=()):
@@ -248,7 +261,9 @@ def methods_of(cls):
         for name, value in vars(base).items():
             usable = isinstance(value, types.FunctionType) and name == value.__name__
             found.setdefault(name, (value, base.__name__) if usable else None)
-    return {name: value for name, value in found.items() if value and name != "__init__"}
+    return {
+        name: value for name, value in found.items() if value and not (name.startswith("__") and name != "__call__")
+    }
 
 
 def places_in(module):
