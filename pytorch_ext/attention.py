@@ -15,7 +15,7 @@ class Overlay:
 
     def __init__(self, namespace, **exchanged):
         self._namespace = namespace
-        vars(self).update(exchanged)
+        vars(self).update(vars(namespace), **exchanged)  # all of it: a look through __getattr__ takes a microsecond
 
     def __getattr__(self, name):
         return getattr(self._namespace, name)

@@ -1,7 +1,7 @@
 """torch.compile(model, backend="pytorch_ext"): the graph runs on our kernels, and goes on to another backend."""
 
 import copy
-import subprocess
+import importlib.metadata
 import sys
 
 import pytest
@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from accuracy import assert_same_bits
 from converted import MODELS, made, output_of
 from torch import nn
+from torch._dynamo.backends.common import aot_module_simplified
+from torch._functorch.aot_autograd import make_boxed_func
 
 import pytorch_ext
 from pytorch_ext import compilation, functional, native
@@ -80,6 +82,47 @@ def test_every_activation_that_only_follows_its_product_is_in_it():
     assert [target for target, _ in nodes].count(functional.relu) == 2
 
 
+LABELS, PROBABILITIES = torch.tensor([0, 1, 2, 3, 0, 1]), torch.rand(6, 4)
+FUNCTIONS = {
+    "cross_entropy": lambda x: F.cross_entropy(x, LABELS),
+    "nll_loss": lambda x: F.nll_loss(x, LABELS),
+    "mse_loss": lambda x: F.mse_loss(x, PROBABILITIES),
+    "binary_cross_entropy": lambda x: F.binary_cross_entropy(x.sigmoid(), PROBABILITIES),
+    "binary_cross_entropy_with_logits": lambda x: F.binary_cross_entropy_with_logits(x, PROBABILITIES),
+    "dropout": lambda x: F.dropout(x, 0.5).mean(),
+    "softmax": lambda x: F.softmax(x, 1).square().mean(),
+    "log_softmax": lambda x: F.log_softmax(x, 1).mean(),
+    "matmul": lambda x: torch.matmul(x, x.t()).mean(),
+    "silu": lambda x: F.silu(x).mean(),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_graph_compiled_ahead_of_time_has_our_operators_forward_and_backward(name):
+    graphs = []
+
+    def keep(graph_module, example_inputs):
+        graphs.append({str(n.target) for n in graph_module.graph.nodes if n.op == "call_function"})
+        return make_boxed_func(graph_module.forward)
+
+    def backend(graph_module, example_inputs):
+        compilation.exchange(graph_module)
+        return aot_module_simplified(graph_module, example_inputs, fw_compiler=keep)
+
+    x = torch.randn(6, 4)
+    results = []
+    for function in (torch.compile(FUNCTIONS[name], backend=backend), FUNCTIONS[name]):
+        argument = x.clone().requires_grad_()
+        loss = function(argument)
+        loss.backward()
+        results.append((loss.detach(), argument.grad))
+    if name != "dropout":
+        torch.testing.assert_close(*results)
+    for targets in graphs:
+        assert any(target.startswith("pytorch_ext.") for target in targets)
+    assert len(graphs) == 2
+
+
 def test_functions_methods_and_operators_become_ours():
     def function(x, y, labels):
         z = (x @ y).softmax(-1) + torch.log_softmax(x, 1) + F.dropout(x, 0.0)
@@ -107,6 +150,31 @@ def test_a_converted_model_may_be_compiled_too():
     torch.testing.assert_close(expected, results(stock, stock, arguments), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["sequential", "written", "image", "attention", "encoder"])
+def test_a_converted_model_is_one_graph_to_any_compiler(name):
+    model, arguments = made(name)
+    pytorch_ext.convert(model)
+    expected = results(model, model, arguments)
+    call = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(results(model, call, arguments), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_other_batch_sizes_are_not_compiled_one_by_one():
+    model, _ = made("written")
+    pytorch_ext.convert(model)
+    compilations = []
+
+    def backend(graph_module, example_inputs):
+        compilations.append(1)
+        return graph_module
+
+    call = torch.compile(model, backend=backend)
+    for rows in range(2, 9):
+        x = torch.randn(rows, 8)
+        assert_same_bits(call(x), model(x))
+    assert len(compilations) == 2  # the first size, then all others
+
+
 def test_inductor_takes_the_graph_by_default():
     model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
     x = torch.randn(4, 5)
@@ -122,9 +190,22 @@ def test_an_option_that_no_backend_takes_is_refused():
         compiled(nn.Linear(2, 2), "eager", other=1)(torch.ones(1, 2))
 
 
-def test_the_name_is_known_before_and_after_torch_has_looked_for_backends():
-    for order in ("import torch._dynamo, pytorch_ext; torch._dynamo.list_backends()", "import pytorch_ext"):
-        program = f"import torch\n{order}\nassert 'pytorch_ext' in torch._dynamo.list_backends()\n"
-        program += "import torch._dynamo\nprint(torch._dynamo.lookup_backend('pytorch_ext').__module__)"
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-        assert done.stdout.strip() == "pytorch_ext.compilation", done.stderr
+def test_the_name_is_known_where_torch_has_yet_to_look_for_backends(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch._dynamo.backends.registry")
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    compilation.make_known()
+    found = importlib.metadata.entry_points(group="torch_dynamo_backends")["pytorch_ext"]
+    assert found.load() is compilation.compile_graph
+    assert importlib.metadata.version("pytorch_ext") == pytorch_ext.__version__
+
+
+def test_the_name_is_known_where_torch_has_looked_already(monkeypatch):
+    from torch._dynamo.backends import registry
+
+    torch._dynamo.list_backends()
+    for name in ("_BACKENDS", "_COMPILER_FNS"):
+        names = getattr(registry, name)
+        monkeypatch.setattr(registry, name, {k: v for k, v in names.items() if k != "pytorch_ext"})
+    assert "pytorch_ext" not in torch._dynamo.list_backends()
+    compilation.make_known()
+    assert torch._dynamo.lookup_backend("pytorch_ext") is compilation.compile_graph

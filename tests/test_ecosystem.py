@@ -14,7 +14,7 @@ from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import pytorch_ext
-from pytorch_ext import optim
+from pytorch_ext import native, optim
 
 
 def pair(name):
@@ -120,6 +120,22 @@ def test_export_gives_the_same_function_for_every_batch_size(name, strict):
     program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},), strict=strict)
     bigger = torch.cat([x, x, x])
     torch.testing.assert_close(program.module()(bigger), stock(bigger))
+
+
+@pytest.mark.skipif(native.library is None, reason=f"native library: {native.reason}")
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_program_has_our_operators_and_onnx_gets_torch_s(monkeypatch, strict):
+    from torch.onnx._internal.exporter import _flags
+
+    def targets():
+        model, _, arguments = pair("sequential")
+        nodes = torch.export.export(model, arguments, strict=strict).graph.nodes
+        return [str(node.target) for node in nodes if node.op == "call_function"]
+
+    assert targets() == ["pytorch_ext.linear.default"] * 2
+    monkeypatch.setattr(_flags, "_is_onnx_exporting", True)
+    torch._dynamo.reset()
+    assert targets() == ["aten.linear.default", "aten.relu.default", "aten.linear.default", "aten.gelu.default"]
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
