@@ -8,6 +8,7 @@ decides.
 import ast
 import builtins
 import copy
+import dis
 import linecache
 import types
 from dataclasses import dataclass
@@ -15,9 +16,14 @@ from dataclasses import dataclass
 import torch
 
 from . import calls, fusion, nn
-from .recompile import HELPERS, Refused, definition
+from .recompile import HELPERS, Refused, definition, names_in
 
 UNKNOWN = object()
+# Names of functions and methods that a kernel of this package stands for, and the bytes of an ``@``.
+NAMES = {function.__name__ for function in (*calls.TWINS, *fusion.FUNCTIONS)} | {*fusion.METHODS, *calls.TENSOR_METHODS}
+MATRIX_PRODUCT = {
+    (dis.opmap[name], n) for name in {"BINARY_OP", "BINARY_MATRIX_MULTIPLY"} & {*dis.opmap} for n in (0, 4)
+}
 # torch's own classes whose methods are looked into.
 TORCH_CLASSES = (torch.nn.TransformerEncoderLayer, torch.nn.TransformerDecoderLayer)
 
@@ -50,7 +56,7 @@ class Names:
     def __init__(self, function, module):
         self.function, self.module = function, module
         code = function.__code__
-        self.self_name = code.co_varnames[0]
+        self.self_name = code.co_varnames[0] if code.co_argcount else None
         self.local = {*code.co_varnames, *code.co_cellvars}
         cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
         self.outer = {name: cell.cell_contents for name, cell in cells if cell != types.CellType()}
@@ -266,10 +272,37 @@ def methods_of(cls):
     }
 
 
+def may_call_ours(function, module):
+    """Whether a method's names leave it possible: frameworks bring hundreds of methods, and reading one takes long."""
+    names = names_in(function.__code__)
+    if hasattr(function, "__wrapped__") or names & NAMES:
+        return True
+    if any(is_ours(value) for value in Names(function, module).outer.values()):
+        return True
+    if any(name in module._modules or is_ours(module.__dict__.get(name)) for name in names):
+        return True
+    return any(is_ours(function.__globals__.get(name)) for name in names) or has_matrix_product(function.__code__)
+
+
+def is_ours(value):
+    """Whether a kernel of this package does what a function or an activation module does."""
+    known = type(value) in fusion.FUNCTION_TYPES and (value in calls.TWINS or value in fusion.FUNCTIONS)
+    return known or type(value) in fusion.MODULES
+
+
+def has_matrix_product(code):
+    """Whether there may be an ``@`` in the code, or in a function inside it."""
+    operations = zip(code.co_code[::2], code.co_code[1::2], strict=True)
+    inner = (const for const in code.co_consts if isinstance(const, types.CodeType))
+    return any(operation in MATRIX_PRODUCT for operation in operations) or any(map(has_matrix_product, inner))
+
+
 def places_in(module):
     """(the calls in the methods of ``module`` to exchange, why some method was not looked into or None)."""
     places, problem = [], None
     for function, owner in methods_of(type(module)).values():
+        if not may_call_ours(function, module):
+            continue
         try:
             tree = definition(function, owner)
         except Refused as why:

@@ -72,6 +72,8 @@ class VerificationReport(Report):
 
     def summary(self):
         row, count = self.first, sum(row.within is not None for row in self.rows)
+        if not count:
+            return "no kernel of this package ran"
         if row is None:
             return f"all {count} results of kernels are within the accuracy rule"
         where = f"{row.layer or 'the model'}, {row.op}, {row.result}"

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import assert_same_bits
-from converted import MODELS, made, output_of
+from converted import made, output_of
 from torch import nn
 from torch._dynamo.backends.common import aot_module_simplified
 from torch._functorch.aot_autograd import make_boxed_func
@@ -38,7 +38,13 @@ def results(model, call, arguments):
     return [output.detach(), *[p.grad for p in model.parameters() if p.grad is not None]]
 
 
-@pytest.mark.parametrize(("name", "then"), [*((name, "aot_eager") for name in MODELS), ("written", "eager")])
+@pytest.mark.parametrize(
+    ("name", "then"),
+    [
+        *((name, "aot_eager") for name in ("sequential", "branches", "image", "decoder", "multihead")),
+        ("written", "eager"),
+    ],
+)
 def test_a_compiled_model_trains_and_infers_as_stock_does(name, then):
     model, arguments = made(name)
     stock = copy.deepcopy(model)

@@ -1,5 +1,8 @@
 """Which calls of a forward are joined, and which would not be the same function any more and are not."""
 
+import importlib.util
+import time
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -233,3 +236,60 @@ def test_the_class_of_other_objects_is_not_changed():
     third = Nested()
     pytorch_ext.convert(third)
     assert type(third) is type(first)  # one class for all of them
+
+
+SOURCE = """
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.functional import gelu as smooth
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Unknown) -> Unknown:
+        return smooth(self.fc(x))
+"""
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_future_imports_and_aliases_are_understood(tmp_path):
+    path = tmp_path / "with_future_import.py"
+    path.write_text(SOURCE)
+    model = load(path).Net()
+    assert pytorch_ext.convert(model).paths("fused") == ["fc"]
+    assert model.forward.__annotations__ == {"x": "Unknown", "return": "Unknown"}
+
+
+def test_a_file_edited_since_its_import_is_not_believed(tmp_path, activations):
+    path = tmp_path / "edited.py"
+    path.write_text(SOURCE)
+    model, x = load(path).Net(), torch.randn(3, 4)
+    expected = model(x)
+    path.write_text(SOURCE.replace("smooth(self.fc(x))", "smooth(self.fc(x)) * 100"))
+    report = pytorch_ext.convert(model)
+    assert report.rows[0].done == "left" and "an edited file" in report.rows[0].detail
+    torch.testing.assert_close(model(x), expected)
+    assert activations == [None]
+
+
+def test_many_methods_cost_no_time():
+    methods = "".join(
+        f"    def method{i}(self, a, b):\n        return [a + b for _ in range({i})]\n\n" for i in range(3000)
+    )
+    namespace = {"Nested": Nested}
+    exec("class Large(Nested):\n" + methods, namespace)
+    model = namespace["Large"]()
+    start = time.process_time()
+    assert pytorch_ext.convert(model).paths("fused") == ["fc"]
+    assert time.process_time() - start < 0.5

@@ -9,7 +9,10 @@ from converted import made
 from torch import nn
 
 import pytorch_ext
+from pytorch_ext import native
 from pytorch_ext.backends import choice
+
+pytestmark = pytest.mark.skipif(native.library is None, reason=f"native library: {native.reason}")
 
 
 @pytest.mark.parametrize("name", ["sequential", "written", "image", "attention", "multihead"])
@@ -86,6 +89,12 @@ def test_other_dtypes_have_the_same_rule(dtype):
     model = nn.Sequential(nn.Linear(40, 20), nn.GELU(), nn.Linear(20, 4), nn.LogSoftmax(1)).to(dtype)
     report = pytorch_ext.verify(model, torch.randn(8, 40, dtype=dtype))
     assert report and {row.dtype for row in report} == {str(dtype).removeprefix("torch.")}
+
+
+def test_without_kernels_there_is_nothing_to_verify():
+    with pytorch_ext.backend("stock"):
+        report = pytorch_ext.verify(nn.Linear(3, 4), torch.randn(2, 3))
+    assert report.summary() == "no kernel of this package ran" and {row.op for row in report} == {"whole model"}
 
 
 def test_random_models_are_refused_and_dropout_modules_do_not_drop():
