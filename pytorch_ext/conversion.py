@@ -11,9 +11,9 @@ from torch.nn.utils import parametrize
 
 from . import fusion, nn
 from .derive import ORIGINAL, SEQUENTIAL, derived, is_derivable
+from .methods import TORCH_CLASSES, places_in
 from .ops.checks import expect
 from .report import Report
-from .rewrite import TORCH_CLASSES, places_in
 
 MARK = "_pytorch_ext_converted"  # in the state of a module whose class convert has exchanged
 # torch's module classes and ours.

@@ -9,8 +9,9 @@ import copyreg
 import weakref
 
 from . import calls, nn
+from .methods import methods_of
 from .recompile import Refused, definition, function_from
-from .rewrite import Exchange, methods_of
+from .rewrite import Exchange
 
 ORIGINAL = "_pytorch_ext_original"  # in a class made here or by convert: the class before
 SEQUENTIAL = ("forward", (), "sequential")  # the key of a forward that is torch.nn.Sequential's
