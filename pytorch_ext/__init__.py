@@ -6,9 +6,28 @@ Replace ``torch.nn`` by ``pytorch_ext.nn``, ``torch.optim`` by ``pytorch_ext.opt
 
 import torch  # noqa: F401  (before the native library, which is linked against it)
 
-from . import functional, nn, optim
+from . import compilation, functional, nn, optim
 from .backends import available_backends, backend
+from .conversion import convert, revert
+from .explanation import explain
+from .reproducibility import check_reproducible
 from .train import TrainStep
+from .verification import verify
 from .version import __version__
 
-__all__ = ["TrainStep", "__version__", "available_backends", "backend", "functional", "nn", "optim"]
+compilation.make_known()
+
+__all__ = [
+    "TrainStep",
+    "__version__",
+    "available_backends",
+    "backend",
+    "check_reproducible",
+    "convert",
+    "explain",
+    "functional",
+    "nn",
+    "optim",
+    "revert",
+    "verify",
+]

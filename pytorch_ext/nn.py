@@ -3,7 +3,8 @@
 import torch
 from torch.nn import *  # noqa: F403
 
-from . import functional
+from . import functional, fusion
+from .attention import MultiheadAttention
 
 __all__ = [
     "BCELoss",
@@ -11,11 +12,14 @@ __all__ = [
     "CrossEntropyLoss",
     "Dropout",
     "GELU",
+    "LazyLinear",
     "Linear",
     "LogSoftmax",
     "MSELoss",
+    "MultiheadAttention",
     "NLLLoss",
     "ReLU",
+    "Sequential",
     "SiLU",
     "Sigmoid",
     "Softmax",
@@ -31,6 +35,8 @@ def __getattr__(name):
 class Linear(torch.nn.Linear):
     """``torch.nn.Linear`` with an optional fused ``activation`` (see :func:`pytorch_ext.functional.linear`)."""
 
+    activation = None  # of a module that was made as torch's own and converted
+
     def __init__(self, in_features, out_features, bias=True, device=None, dtype=None, *, activation=None):
         super().__init__(in_features, out_features, bias, device, dtype)
         self.activation = activation
@@ -41,6 +47,45 @@ class Linear(torch.nn.Linear):
     def extra_repr(self):
         activation = f", activation={self.activation!r}" if self.activation else ""
         return super().extra_repr() + activation
+
+
+class LazyLinear(torch.nn.LazyLinear):
+    """``torch.nn.LazyLinear``; becomes a :class:`Linear` at its first call."""
+
+    cls_to_become = Linear
+    activation = None
+    forward = Linear.forward
+
+
+class Sequential(torch.nn.Sequential):
+    """``torch.nn.Sequential``; a :class:`Linear` and the activation right after it run as one kernel.
+
+    Each module on its own stays what it is. Where somebody watches one of the two (a hook), both run one by one.
+    """
+
+    def forward(self, input):
+        linear = None  # waits for the module after it
+        for module in self:
+            if linear is not None:
+                kind = fusion.kind_of_module(module)
+                if kind is not None:
+                    input = functional.linear(input, linear.weight, linear.bias, activation=kind)
+                    linear = None
+                    continue
+                input = linear(input)
+            if is_fusable(module):
+                linear = module
+            else:
+                linear, input = None, module(input)
+        return input if linear is None else linear(input)
+
+
+def is_fusable(module):
+    """Whether calling this module is one product and nothing else, so that an activation can join it."""
+    cls = type(module)
+    if cls is not Linear and getattr(cls, "forward", None) is not Linear.forward:  # a parametrized one is a subclass
+        return False
+    return module.activation is None and fusion.is_unwatched(module)
 
 
 class Dropout(torch.nn.Dropout):
@@ -141,3 +186,17 @@ class NLLLoss(torch.nn.NLLLoss):
 
     def forward(self, input, target):
         return functional.nll_loss(input, target, self.weight, ignore_index=self.ignore_index, reduction=self.reduction)
+
+
+fusion.MODULES.update({ReLU: "relu", Sigmoid: "sigmoid", Tanh: "tanh", GELU: "gelu", SiLU: "silu"})
+
+
+def _refuse_script(module):
+    raise RuntimeError(
+        f"torch.jit.script: expected torch's own modules, got {type(module).__module__}.{type(module).__name__}; "
+        "pytorch_ext.revert(model) gives a converted model them back, and torch.jit.trace takes both"
+    )
+
+
+for _name in set(__all__) - {"functional"}:
+    globals()[_name].__prepare_scriptable__ = _refuse_script

@@ -1,15 +1,12 @@
-"""The accuracy rule and the comparison of bits, once for the whole suite."""
+"""The accuracy rule applied, and the comparison of bits, once for the whole suite."""
 
 import numpy as np
 import torch
 
-# Times the unit roundoff of the accumulator and the sum of the terms' magnitudes.
-PRODUCT_TERMS, SUM_TERMS = 64, 16
+from pytorch_ext.accuracy import PRODUCT_TERMS, SUM_TERMS, allowed_error, unit_roundoff
+
+__all__ = ["PRODUCT_TERMS", "SUM_TERMS", "allowed_error", "unit_roundoff"]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-
-def unit_roundoff(dtype):
-    return torch.finfo(dtype).eps / 2
 
 
 def gradients(function, inputs, grad_seed=0):
@@ -41,7 +38,6 @@ def assert_accurate(ours, stock, inputs, dtype, magnitudes=None, factor=SUM_TERM
     exact = gradients(stock, converted(torch.float64))
     stock_results = gradients(stock, converted(dtype))
     our_results = gradients(ours, converted(dtype))
-    accumulator = torch.float64 if dtype == torch.float64 else torch.float32
     for i, (reference, theirs, result) in enumerate(zip(exact, stock_results, our_results, strict=True)):
         if reference is None:
             assert result is None and theirs is None
@@ -49,14 +45,8 @@ def assert_accurate(ours, stock, inputs, dtype, magnitudes=None, factor=SUM_TERM
         assert result.dtype == theirs.dtype and result.shape == theirs.shape
         if reference.numel() == 0:
             continue
-        magnitude = reference.abs() if magnitudes is None else magnitudes[i].expand_as(reference)
-        if dtype == torch.float64:  # no wider reference: the stock result is one float64 computation beside another
-            magnitude = magnitude.max().expand_as(reference)
-        bound = factor * unit_roundoff(accumulator) * magnitude
-        if dtype != accumulator:
-            bound = bound + unit_roundoff(dtype) * reference.abs()
+        allowed = allowed_error(reference, theirs, dtype, None if magnitudes is None else magnitudes[i], factor)
         error = (result.double() - reference).abs()
-        allowed = torch.maximum(2 * (theirs.double() - reference).abs().max(), bound) + torch.finfo(dtype).tiny
         worst = (error - allowed).argmax()
         assert (error <= allowed).all(), (
             f"result {i} at flat index {worst.item()}: {result.flatten()[worst].item()!r}, exact "

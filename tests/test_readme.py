@@ -20,10 +20,12 @@ SNIPPETS = [page_with(re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
 
 
 @pytest.mark.parametrize("snippets", SNIPPETS)
-def test_the_snippets_of_a_page_run_in_turn(snippets):
+def test_the_snippets_of_a_page_run_in_turn(snippets, tmp_path):
     namespace = {"__name__": "__main__"}
-    for snippet in snippets:
-        exec(compile(snippet, "<snippet>", "exec"), namespace)
+    for i, snippet in enumerate(snippets):
+        file = tmp_path / f"snippet_{i}.py"  # convert reads the source of the classes it meets
+        file.write_text(snippet)
+        exec(compile(snippet, str(file), "exec"), namespace)
 
 
 def figures(page):

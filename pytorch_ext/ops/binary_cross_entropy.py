@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from .checks import expect, expect_alike, expect_tensors
 from .losses import REDUCTIONS, expect_broadcastable, reduction_name, traceable_loss
-from .paths import choice, is_dynamo_compiling, overridden
+from .paths import choice, is_dynamo_compiling, is_traced, overridden
 
 
 def binary_cross_entropy(input, target, weight=None, size_average=None, reduce=None, reduction="mean"):
@@ -15,8 +15,7 @@ def binary_cross_entropy(input, target, weight=None, size_average=None, reduce=N
     lies outside [0, 1] or is NaN, where dtypes differ or weight does not broadcast; ValueError where the shapes of
     input and target differ or the reduction is unknown.
     """
-    compiling = is_dynamo_compiling()
-    if size_average is None and reduce is None and not compiling:
+    if size_average is None and reduce is None and not is_dynamo_compiling():
         loss = choice.kernels.binary_cross_entropy(input, target, weight, REDUCTIONS.get(reduction))
         if loss is not None:
             return loss
@@ -26,7 +25,7 @@ def binary_cross_entropy(input, target, weight=None, size_average=None, reduce=N
     expect_alike("binary_cross_entropy", input=input, target=target)
     reduction = reduction_name("binary_cross_entropy", size_average, reduce, reduction)
     loss = None
-    if not compiling:
+    if not is_traced(input):
         loss = choice.kernels.binary_cross_entropy(input, target, weight, REDUCTIONS[reduction])
     elif traceable_loss(input, target, weight):
         loss = torch.ops.pytorch_ext.binary_cross_entropy(input, target, weight, REDUCTIONS[reduction])

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from .binary_cross_entropy import check
 from .losses import REDUCTIONS, reduction_name, traceable_loss
-from .paths import choice, is_dynamo_compiling, overridden
+from .paths import choice, is_dynamo_compiling, is_traced, overridden
 
 OP = "binary_cross_entropy_with_logits"
 
@@ -18,8 +18,7 @@ def binary_cross_entropy_with_logits(
     input (logits) and target have one shape, weight and pos_weight broadcast to it. Raises ValueError where the shapes
     of input and target differ or the reduction is unknown, RuntimeError where a weight does not broadcast.
     """
-    compiling = is_dynamo_compiling()
-    if size_average is None and reduce is None and not compiling:
+    if size_average is None and reduce is None and not is_dynamo_compiling():
         loss = choice.kernels.binary_cross_entropy_with_logits(
             input, target, weight, pos_weight, REDUCTIONS.get(reduction)
         )
@@ -30,7 +29,7 @@ def binary_cross_entropy_with_logits(
     check(OP, input, target, weight=weight, pos_weight=pos_weight)
     reduction = reduction_name(OP, size_average, reduce, reduction)
     loss = None
-    if not compiling:
+    if not is_traced(input):
         loss = choice.kernels.binary_cross_entropy_with_logits(input, target, weight, pos_weight, REDUCTIONS[reduction])
     elif traceable_loss(input, target, weight, pos_weight):
         loss = torch.ops.pytorch_ext.binary_cross_entropy_with_logits(

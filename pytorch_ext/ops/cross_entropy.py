@@ -11,7 +11,7 @@ from .checks import expect
 from .composition import with_composed_derivative
 from .losses import REDUCTIONS, computes_in_advance, is_one, reduction_name, traceable_loss
 from .nll_loss import check_class_indices, check_tensors, class_distribution
-from .paths import choice, is_dynamo_compiling, overridden
+from .paths import choice, is_dynamo_compiling, is_traced, overridden
 
 
 def cross_entropy(
@@ -32,8 +32,7 @@ def cross_entropy(
     dtypes. Probabilities of another dtype than the input, and a weight that requires a gradient, take the stock
     operators.
     """
-    compiling = is_dynamo_compiling()
-    if size_average is None and reduce is None and not compiling:
+    if size_average is None and reduce is None and not is_dynamo_compiling():
         code = REDUCTIONS.get(reduction)
         loss = choice.kernels.cross_entropy(input, target, weight, code, ignore_index, label_smoothing)
         if loss is not None:
@@ -43,7 +42,7 @@ def cross_entropy(
     reduction = reduction_name("cross_entropy", size_average, reduce, reduction)
     check(input, target, weight, ignore_index, label_smoothing)
     loss, code = None, REDUCTIONS[reduction]
-    if not compiling:
+    if not is_traced(input):
         loss = choice.kernels.cross_entropy(input, target, weight, code, ignore_index, label_smoothing)
     elif traceable_loss(input, _probabilities_or(input, target), *(() if weight is None else (weight,))):
         loss = torch.ops.pytorch_ext.cross_entropy(input, target, weight, code, ignore_index, label_smoothing)

@@ -22,7 +22,7 @@ def matmul(input, other):
         if output is not None:
             return output
         try:  # The checks take five times as long as a small product of integers: they wait until stock refuses.
-            if input.device == other.device:
+            if input.device == other.device and not traceable(input, other):
                 return torch.matmul(input, other)
         except (AttributeError, IndexError, RuntimeError, TypeError):
             pass

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from .checks import broadcast, expect, expect_tensors
 from .losses import REDUCTIONS, reduction_name, traceable_loss
-from .paths import choice, is_dynamo_compiling, overridden
+from .paths import choice, is_dynamo_compiling, is_traced, overridden
 
 
 def mse_loss(input, target, size_average=None, reduce=None, reduction="mean", weight=None):
@@ -17,8 +17,7 @@ def mse_loss(input, target, size_average=None, reduce=None, reduction="mean", we
     weighted mean divides by the sum of the weights. Raises RuntimeError where the shapes do not broadcast, ValueError
     for an unknown reduction or another shape of weight. A weight that requires a gradient takes the stock operators.
     """
-    compiling = is_dynamo_compiling()
-    if size_average is None and reduce is None and not compiling:
+    if size_average is None and reduce is None and not is_dynamo_compiling():
         loss = choice.kernels.mse_loss(input, target, weight, REDUCTIONS.get(reduction))
         if loss is not None:
             return loss
@@ -27,7 +26,7 @@ def mse_loss(input, target, size_average=None, reduce=None, reduction="mean", we
     check(input, target, weight)
     reduction = reduction_name("mse_loss", size_average, reduce, reduction)
     loss, broadcast = None, target.shape != input.shape
-    if not compiling:
+    if not is_traced(input):
         loss = choice.kernels.mse_loss_broadcast(input, target, weight, REDUCTIONS[reduction])
         if loss is not None and broadcast:
             warn_of_broadcasting(input, target)

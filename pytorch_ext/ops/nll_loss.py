@@ -8,7 +8,7 @@ from ..triton_path import kernels
 from .checks import expect, expect_alike, expect_tensors
 from .composition import with_composed_derivative
 from .losses import REDUCTIONS, reduction_name, traceable_loss
-from .paths import choice, is_dynamo_compiling, overridden
+from .paths import choice, is_dynamo_compiling, is_traced, overridden
 
 
 def nll_loss(input, target, weight=None, size_average=None, ignore_index=-100, reduce=None, reduction="mean"):
@@ -18,8 +18,7 @@ def nll_loss(input, target, weight=None, size_average=None, ignore_index=-100, r
     Raises IndexError for a class index outside [0, C) that is not ``ignore_index``, before anything is computed;
     ValueError for other batch sizes or an unknown reduction, RuntimeError for other shapes and dtypes.
     """
-    compiling = is_dynamo_compiling()
-    if size_average is None and reduce is None and not compiling:
+    if size_average is None and reduce is None and not is_dynamo_compiling():
         loss = choice.kernels.nll_loss(input, target, weight, REDUCTIONS.get(reduction), ignore_index)
         if loss is not None:
             return loss
@@ -29,7 +28,7 @@ def nll_loss(input, target, weight=None, size_average=None, ignore_index=-100, r
     check_tensors("nll_loss", input, target, weight)
     check_class_indices("nll_loss", input, target, weight)
     loss = None
-    if not compiling:
+    if not is_traced(input):
         loss = choice.kernels.nll_loss(input, target, weight, REDUCTIONS[reduction], ignore_index)
     elif traceable_loss(input, input, *(() if weight is None else (weight,))):
         loss = torch.ops.pytorch_ext.nll_loss(input, target, weight, REDUCTIONS[reduction], ignore_index)

@@ -1,0 +1,75 @@
+"""What a converted method calls in place of torch's functions; each decides at the call itself."""
+
+import functools
+import inspect
+
+import torch
+import torch.nn.functional as F
+
+from . import functional, fusion
+from .attention import multi_head_attention_forward
+from .nn import is_fusable
+
+
+def softmax(input, dim, dtype=None):
+    """``torch.softmax``, whose arguments stand in another order than torch.nn.functional's."""
+    return functional.softmax(input, dim, dtype=dtype)
+
+
+def log_softmax(input, dim, dtype=None):
+    """``torch.log_softmax``, likewise."""
+    return functional.log_softmax(input, dim, dtype=dtype)
+
+
+# This package's function for torch's.
+TWINS = {getattr(F, name): getattr(functional, name) for name in functional.__all__ if hasattr(F, name)}
+TWINS |= {getattr(torch, name): getattr(functional, name) for name in ("matmul", "relu", "sigmoid", "tanh")}
+TWINS |= {torch.softmax: softmax, torch.log_softmax: log_softmax}
+TWINS[F.multi_head_attention_forward] = multi_head_attention_forward
+TENSOR_METHODS = {
+    name: TWINS[getattr(torch, name)] for name in ("matmul", "relu", "sigmoid", "tanh", "softmax", "log_softmax")
+}
+
+
+def takes(twin, positional, keywords):
+    """Whether this package's function has such arguments (``out=`` it has not)."""
+    try:
+        inspect.signature(twin).bind(*[None] * positional, **dict.fromkeys(keywords))
+    except TypeError:
+        return False
+    return True
+
+
+def ours(function):
+    """This package's function for torch's; anything else is itself."""
+    return TWINS.get(function, function) if type(function) in fusion.FUNCTION_TYPES else function
+
+
+def method(tensor, name):
+    """``tensor.<name>`` with this package's kernel."""
+    if type(tensor) in (torch.Tensor, torch.nn.Parameter):
+        return functools.partial(TENSOR_METHODS[name], tensor)
+    return getattr(tensor, name)
+
+
+def matmul(left, right):
+    """``left @ right``."""
+    if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
+        return functional.matmul(left, right)
+    return left @ right
+
+
+def activate(activation, linear, input, **options):
+    """``activation(linear(input), **options)``, in one kernel where the two are a Linear and its activation."""
+    if is_fusable(linear):
+        kind = fusion.kind_of(activation, options)
+        if kind is not None:
+            return functional.linear(input, linear.weight, linear.bias, activation=kind)
+    return ours(activation)(linear(input), **options)
+
+
+def activate_by_method(name, linear, input):
+    """``linear(input).<name>()``, likewise."""
+    if is_fusable(linear):
+        return functional.linear(input, linear.weight, linear.bias, activation=fusion.METHODS[name])
+    return getattr(linear(input), name)()

@@ -1,0 +1,126 @@
+"""A method compiled again from its own source, with some calls exchanged.
+
+The source counts only where it compiles to the very code that runs: a file edited after its import, a decorator that
+wraps, a class made by ``exec`` are refused. Control flow, side effects and whatever the method reads at each call stay
+as they are, which a traced graph would freeze.
+"""
+
+import __future__
+
+import ast
+import copy
+import functools
+import inspect
+import types
+
+HELPERS = "__pytorch_ext__"  # the free variable through which an exchanged call finds its function
+
+_SAME = ("co_code", "co_names", "co_varnames", "co_freevars", "co_cellvars", "co_argcount", "co_kwonlyargcount")
+
+
+class Refused(Exception):
+    """Why a method cannot be compiled again."""
+
+
+def definition(function, owner):
+    """The syntax tree of a method of a class named ``owner``, proved to be that of its code."""
+    tree, why = definition_or_reason(function, owner)
+    if why is not None:
+        raise Refused(why)
+    return tree
+
+
+@functools.lru_cache(maxsize=4096)
+def definition_or_reason(function, owner):
+    """(tree, None), or (None, why there is none)."""
+    try:
+        return proved_definition(function, owner), None
+    except Refused as why:
+        return None, str(why)
+
+
+def proved_definition(function, owner):
+    if not function.__code__.co_argcount:
+        raise Refused("a decorator wraps it")
+    try:
+        lines, first = inspect.getsourcelines(function)
+        # Inside a class, for the sake of names like self.__x and of super().
+        head = f"class {owner}:\n" if lines[0][:1].isspace() else ""
+        tree = ast.parse(head + "".join(lines))
+    except (OSError, SyntaxError, TypeError, IndexError) as error:
+        raise Refused(f"its source is not available ({type(error).__name__})") from None
+    ast.increment_lineno(tree, first - 1 - bool(head))
+    found = tree.body[0].body[0] if head else tree.body[0]
+    if not isinstance(found, ast.FunctionDef) or found.name != function.__name__:
+        raise Refused("its source is no plain function definition")
+    if not same_code(compiled(found, function, owner), function.__code__):
+        raise Refused("its source does not compile to the code that runs (a decorator, an edited file)")
+    return found
+
+
+def compiled(tree, function, owner):
+    """The code object of a definition, with the free variables of ``function``."""
+    tree = copy.copy(tree)
+    tree.decorator_list = []
+    free = [name for name in function.__code__.co_freevars if name != "__class__"]
+    body = tree
+    if function.__qualname__.split(".")[-2:-1] == [owner] or "__class__" in function.__code__.co_freevars:
+        body = ast.parse(f"class {owner}: pass").body[0]
+        body.body = [tree]
+    around = ast.parse(f"def around({', '.join([HELPERS, *free])}): pass")
+    around.body[0].body = [body]
+    # The compiler calls an attribute of an imported name by other instructions than a method.
+    around.body += [ast.parse(f"import {name}").body[0] for name in imported_names(function)]
+    code = compile(
+        ast.fix_missing_locations(around),
+        function.__code__.co_filename,
+        "exec",
+        flags=function.__code__.co_flags & __future__.annotations.compiler_flag,
+        dont_inherit=True,
+    )
+    for name in ("around", *([owner] if body is not tree else []), tree.name):
+        code = next((c for c in code.co_consts if isinstance(c, types.CodeType) and c.co_name == name), None)
+        if code is None:
+            raise Refused("its source has another shape than expected")
+    return code
+
+
+def imported_names(function):
+    """The global names a function uses that its module has imported, as far as their values tell."""
+    for name in names_in(function.__code__):
+        value = function.__globals__.get(name)
+        elsewhere = getattr(value, "__module__", None) not in (None, function.__module__)
+        if isinstance(value, types.ModuleType) or elsewhere:
+            yield name
+
+
+def names_in(code):
+    """The names of a code object and of those inside it."""
+    inner = [names_in(const) for const in code.co_consts if isinstance(const, types.CodeType)]
+    return {*code.co_names}.union(*inner)
+
+
+def same_code(a, b):
+    """Whether two code objects do the same, wherever they stand."""
+    if any(getattr(a, name) != getattr(b, name) for name in _SAME) or len(a.co_consts) != len(b.co_consts):
+        return False
+    for x, y in zip(a.co_consts, b.co_consts, strict=True):
+        same = (
+            same_code(x, y) if isinstance(x, types.CodeType) and isinstance(y, types.CodeType) else repr(x) == repr(y)
+        )
+        if type(x) is not type(y) or not same:
+            return False
+    return True
+
+
+def function_from(tree, function, owner, helpers):
+    """``function`` with the body of ``tree``; the name HELPERS means ``helpers`` in it."""
+    code = compiled(tree, function, owner)
+    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    cells[HELPERS] = types.CellType(helpers)
+    closure = tuple(cells[name] for name in code.co_freevars)
+    made = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
+    functools.update_wrapper(made, function)
+    del made.__wrapped__
+    made.__kwdefaults__ = function.__kwdefaults__
+    return made

@@ -1,0 +1,120 @@
+"""What the kernels are asked while a model runs: every call, its arguments and the layer it belongs to."""
+
+import contextlib
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+from . import fusion
+from .backends import choice
+
+# Hooks on these would keep a product and its activation apart.
+UNHOOKED = (torch.nn.Linear, *fusion.MODULES)
+
+
+@dataclass
+class Call:
+    """A call of a kernel. ``result`` is None where the kernels did not take it."""
+
+    op: str
+    arguments: tuple
+    result: object
+    layer: str
+    start: float
+    seconds: float
+
+
+class Recorder:
+    """A namespace of kernels that hands every call on to another one and keeps it in ``calls``."""
+
+    def __init__(self, kernels, layers):
+        self._kernels, self.layers = kernels, layers
+        self.calls, self.depth = [], 0  # depth: inside a kernel's call
+
+    def __getattr__(self, name):
+        function = getattr(self._kernels, name)
+
+        def call(*arguments):
+            start = now(arguments)
+            self.depth += 1
+            try:
+                result = function(*arguments)
+            finally:
+                self.depth -= 1
+            seconds = now(arguments) - start
+            self.keep(Call(name, arguments, result, self.layers.of(arguments), start, seconds))
+            return result
+
+        return call
+
+    def keep(self, call):
+        """A function may ask twice, the second time with what its defaults mean: one of the two counts."""
+        before = self.calls[-1] if self.calls else None
+        asked = before and before.result is None and call.op.startswith(before.op)
+        if asked and before.arguments[0] is call.arguments[0]:
+            self.calls.pop()
+        self.calls.append(call)
+
+
+def now(arguments):
+    """Seconds, after a device has done what it was asked."""
+    if any(isinstance(a, torch.Tensor) and a.is_cuda for a in arguments):
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+@dataclass
+class Layers:
+    """Which module is at work: the one whose parameter is used, else the innermost that hooks can tell."""
+
+    model: torch.nn.Module
+    stack: list = field(default_factory=list)
+
+    def __post_init__(self):
+        named = self.model.named_modules()
+        self.owners = {id(p): path for path, module in named for p in module._parameters.values() if p is not None}
+
+    def of(self, arguments):
+        for argument in arguments:
+            if id(argument) in self.owners:
+                return self.owners[id(argument)]
+        return self.stack[-1] if self.stack else ""
+
+    @contextlib.contextmanager
+    def watched(self):
+        """Hooks on every module that is no part of a fused product."""
+        paths = {module: path for path, module in self.model.named_modules() if not isinstance(module, UNHOOKED)}
+
+        def enter(module, arguments):
+            self.stack.append(paths[module])
+
+        def leave(module, arguments, output):
+            self.stack.pop()
+
+        handles = [module.register_forward_pre_hook(enter) for module in paths]
+        handles += [module.register_forward_hook(leave, always_call=True) for module in paths]
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+@contextlib.contextmanager
+def recorded(model):
+    """The :class:`Recorder` of everything asked inside the block."""
+    with Layers(model).watched() as layers:
+        before = choice.kernels
+        choice.kernels = recorder = Recorder(before, layers)
+        try:
+            yield recorder
+        finally:
+            choice.kernels = before
+
+
+def arguments_of(batch):
+    """(positional, keyword) arguments that a batch means: one tensor, a tuple of arguments or a dict of named ones."""
+    if isinstance(batch, dict):
+        return (), batch
+    return (tuple(batch) if isinstance(batch, tuple | list) else (batch,)), {}

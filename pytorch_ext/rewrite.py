@@ -1,0 +1,250 @@
+"""A method's syntax tree, in which a Linear and the activation called on its result become one call.
+
+``relu(linear(x))`` becomes ``activate(relu, linear, x)``, two statements ``h = linear(x)``, ``y = relu(h)`` likewise
+where nothing else reads ``h``; torch's functions become this package's. Whether the objects met are such, each call
+decides.
+"""
+
+import ast
+import builtins
+import copy
+import linecache
+import types
+from dataclasses import dataclass
+
+import torch
+
+from . import calls, fusion, nn
+from .recompile import HELPERS
+
+UNKNOWN = object()
+
+
+@dataclass(frozen=True)
+class Place:
+    """A call that is exchanged. ``linear`` is the module it was found to call, None where only the call knows."""
+
+    method: str
+    where: tuple  # first line and column, last line and column
+    what: str
+    file: str
+    linear: object = None
+
+    @property
+    def key(self):
+        return self.method, self.where, self.what
+
+    def __str__(self):
+        first, column, last, end = self.where
+        lines = [linecache.getline(self.file, n).encode() for n in range(first, last + 1)]
+        lines[-1], lines[0] = lines[-1][:end], lines[0][column:] if first < last else lines[0][:end][column:]
+        text = " ".join(line.decode().strip() for line in lines)
+        return f"line {first}: {text}"
+
+
+class Names:
+    """What the expressions of a method mean for one object, as far as that is known without running anything."""
+
+    def __init__(self, function, module):
+        self.function, self.module = function, module
+        code = function.__code__
+        self.self_name = code.co_varnames[0] if code.co_argcount else None
+        self.local = {*code.co_varnames, *code.co_cellvars}
+        cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
+        self.outer = {name: cell.cell_contents for name, cell in cells if cell != types.CellType()}
+
+    def value(self, node):
+        if isinstance(node, ast.Name):
+            return self.of_name(node.id)
+        if isinstance(node, ast.Attribute):
+            return self.of_attribute(self.value(node.value), node.attr)
+        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+            return self.of_item(self.value(node.value), node.slice.value)
+        return UNKNOWN
+
+    def of_name(self, name):
+        if name == self.self_name:
+            return self.module
+        if name in self.local:
+            return UNKNOWN
+        return self.outer.get(name, self.function.__globals__.get(name, vars(builtins).get(name, UNKNOWN)))
+
+    @staticmethod
+    def of_attribute(base, name):
+        if isinstance(base, torch.nn.Module):
+            return base.__dict__.get(name, base._modules.get(name, UNKNOWN))
+        return vars(base).get(name, UNKNOWN) if isinstance(base, types.ModuleType) else UNKNOWN
+
+    @staticmethod
+    def of_item(base, index):
+        if type(base) in (torch.nn.ModuleList, torch.nn.Sequential, nn.Sequential) and isinstance(index, int):
+            return base[index] if -len(base) <= index < len(base) else UNKNOWN
+        return base._modules.get(index, UNKNOWN) if type(base) is torch.nn.ModuleDict else UNKNOWN
+
+
+class Exchange(ast.NodeTransformer):
+    """Exchanges the calls of one method; ``places`` has them. With ``wanted``, only those of these keys."""
+
+    def __init__(self, function, module=None, wanted=None):
+        self.function, self.wanted, self.places = function, wanted, []
+        self.names = Names(function, module)
+
+    def take(self, node, what, linear=None):
+        where = (node.lineno, node.col_offset, node.end_lineno, node.end_col_offset)
+        place = Place(self.function.__name__, where, what, self.function.__code__.co_filename, linear)
+        if self.wanted is not None and place.key not in self.wanted:
+            return False
+        self.places.append(place)
+        return True
+
+    def value(self, node, otherwise):
+        """What an expression means; where the places are known already, what is hoped for."""
+        return self.names.value(node) if self.wanted is None else otherwise
+
+    # ---- which calls ------------------------------------------------------------------------------------------------
+
+    def calls_linear(self, node):
+        """(whether ``node`` is ``linear(input)`` with what is or may be a Linear, that module or None)."""
+        if (
+            not isinstance(node, ast.Call)
+            or len(node.args) != 1
+            or node.keywords
+            or isinstance(node.args[0], ast.Starred)
+        ):
+            return False, None
+        if self.wanted is not None:
+            return True, None
+        module = self.names.value(node.func)
+        if module is UNKNOWN:  # an element of a list, say
+            return isinstance(node.func, ast.Name | ast.Subscript), None
+        return getattr(type(module), "forward", None) in (torch.nn.Linear.forward, nn.Linear.forward), module
+
+    def is_activation(self, node, keywords):
+        """Whether the expression is an activation, called with such keywords."""
+        if not all(keyword.arg and isinstance(keyword.value, ast.Constant) for keyword in keywords):
+            return False
+        if self.wanted is not None:
+            return True
+        value = self.names.value(node)
+        return type(value) in fusion.MODULES or (type(value) in fusion.FUNCTION_TYPES and value in fusion.FUNCTIONS)
+
+    def activation_of(self, node):
+        """(activation or method name, argument, keywords) of ``relu(argument)`` or ``argument.relu()``; else None."""
+        if not isinstance(node, ast.Call):
+            return None
+        if len(node.args) == 1 and self.is_activation(node.func, node.keywords):
+            return node.func, node.args[0], node.keywords
+        by_method = isinstance(node.func, ast.Attribute) and node.func.attr in fusion.METHODS
+        if by_method and not node.args and not node.keywords:
+            return ast.Constant(node.func.attr), node.func.value, []
+        return None
+
+    def fused(self, node, product):
+        """``node``, an activation of ``product``, as one call; None where it is not to be."""
+        activation, _, keywords = self.activation_of(node)
+        certain, linear = self.calls_linear(product)
+        if not certain or not self.take(node, "activation", linear):
+            return None
+        name = "activate_by_method" if isinstance(activation, ast.Constant) else "activate"
+        return helper(name, node, [activation, product.func, product.args[0]], keywords)
+
+    # ---- the visits -------------------------------------------------------------------------------------------------
+
+    def visit_Call(self, node):
+        found = self.activation_of(node)
+        if found and self.calls_linear(found[1])[0]:
+            exchanged = self.fused(node, found[1])
+            if exchanged is not None:
+                return self.generic_visit(exchanged)
+        node = self.generic_visit(node)
+        if any(isinstance(a, ast.Starred) for a in node.args) or not all(k.arg for k in node.keywords):
+            return node
+        return self.twin(node)
+
+    def twin(self, node):
+        """This package's function for torch's."""
+        keywords = [k.arg for k in node.keywords]
+        value = self.value(node.func, None)
+        twin = calls.TWINS.get(value) if type(value) in fusion.FUNCTION_TYPES else None
+        if self.wanted is not None or (twin is not None and calls.takes(twin, len(node.args), keywords)):
+            if self.take(node, "function"):
+                node.func = helper("ours", node.func, [node.func])
+                return node
+        if isinstance(node.func, ast.Attribute) and node.func.attr in calls.TENSOR_METHODS:
+            of_tensor = calls.takes(calls.TENSOR_METHODS[node.func.attr], 1 + len(node.args), keywords)
+            unknown = self.value(node.func.value, UNKNOWN) is UNKNOWN
+            if of_tensor and unknown and self.take(node, "method"):
+                node.func = helper("method", node.func, [node.func.value, ast.Constant(node.func.attr)])
+        return node
+
+    def visit_BinOp(self, node):
+        taken = isinstance(node.op, ast.MatMult) and self.take(node, "function")
+        node = self.generic_visit(node)
+        return helper("matmul", node, [node.left, node.right]) if taken else node
+
+    def visit_inner(self, node):
+        """A function inside the method has names of its own, which are not counted: no statements are joined there."""
+        plain, self.names_are_plain = self.names_are_plain, self.names_are_plain and node is self.root
+        node = self.generic_visit(node)
+        self.names_are_plain = plain
+        return node
+
+    visit_FunctionDef = visit_AsyncFunctionDef = visit_ClassDef = visit_inner
+
+    def generic_visit(self, node):
+        for field in ("body", "orelse", "finalbody"):
+            statements = getattr(node, field, None)
+            if isinstance(statements, list) and self.names_are_plain:
+                setattr(node, field, self.joined(statements))
+        return super().generic_visit(node)
+
+    def joined(self, statements):
+        """``h = linear(x)`` and the statement after it, which applies an activation to h, as one."""
+        result = []
+        for statement in statements:
+            if result and isinstance(statement, ast.Assign | ast.Return) and self.reads_only(result[-1], statement):
+                exchanged = self.fused(statement.value, result[-1].value)
+                if exchanged is not None:
+                    statement.value = exchanged
+                    result.pop()
+            result.append(statement)
+        return result
+
+    def reads_only(self, first, second):
+        """Whether ``second`` applies an activation to the name that ``first`` assigns a product to, its only use."""
+        if not isinstance(first, ast.Assign) or len(first.targets) != 1 or not isinstance(first.targets[0], ast.Name):
+            return False
+        found = self.activation_of(second.value)
+        name = first.targets[0].id
+        if (
+            not found
+            or not isinstance(found[1], ast.Name)
+            or found[1].id != name
+            or not self.calls_linear(first.value)[0]
+        ):
+            return False
+        code = self.function.__code__
+        if name not in code.co_varnames or name in code.co_cellvars:  # another function or the module sees it
+            return False
+        targets = second.targets if isinstance(second, ast.Assign) else []
+        if len(targets) == 1 and isinstance(targets[0], ast.Name) and targets[0].id == name:
+            return True
+        return isinstance(second, ast.Return) or self.loads[name] == 1
+
+    def run(self, tree):
+        """The tree with its calls exchanged."""
+        names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+        changed = [node.target for node in ast.walk(tree) if isinstance(node, ast.AugAssign)]
+        loads = [node.id for node in names if not isinstance(node.ctx, ast.Store) or node in changed]
+        self.loads = {name: loads.count(name) for name in loads}
+        # A handler, or a look at all names, could read what a statement left out would have assigned.
+        handlers = any(isinstance(node, ast.Try) for node in ast.walk(tree))
+        self.names_are_plain = not handlers and not {"locals", "vars", "eval", "exec", "dir"} & self.loads.keys()
+        self.root = copy.deepcopy(tree)
+        return self.visit(self.root)
+
+
+def helper(name, at, arguments, keywords=()):
+    """A call of a function of :mod:`pytorch_ext.calls`, standing where ``at`` stood."""
+    function = ast.Attribute(ast.Name(HELPERS, ast.Load()), name, ast.Load())
+    return ast.copy_location(ast.Call(function, arguments, list(keywords)), at)

@@ -1,0 +1,95 @@
+"""explain: the path of every operation and the reason for it."""
+
+import copy
+
+import pytest
+import torch
+from converted import made
+from torch import nn
+
+import pytorch_ext
+from pytorch_ext import native
+
+pytestmark = pytest.mark.skipif(native.library is None, reason=f"native library: {native.reason}")
+
+
+def rows(report, path=None):
+    return [(row.layer, row.op) for row in report if path is None or row.path == path]
+
+
+def test_a_converted_model_s_kernels_and_what_is_left_to_torch():
+    model, arguments = made("image")
+    pytorch_ext.convert(model)
+    weights = copy.deepcopy(model.state_dict())
+    report = pytorch_ext.explain(model, arguments)
+    ours = rows(report, "native-cpu")
+    for expected in [("layers.0.fc1", "linear"), ("head.0", "linear, relu"), ("head.0", "linear_backward")]:
+        assert expected in ours
+    conv = next(row for row in report if row.op == "aten.convolution")
+    assert (conv.layer, conv.path, conv.why) == ("conv", "stock", "this package has no such kernel")
+    assert all(row.dtype and row.bytes > 0 and row.microseconds >= 0 for row in report)
+    torch.testing.assert_close(model.state_dict(), weights, rtol=0, atol=0)  # BatchNorm's statistics too
+
+
+def test_bytes_are_those_of_arguments_and_results():
+    model = pytorch_ext.nn.Linear(3, 5)
+    (row,) = [row for row in pytorch_ext.explain(model, torch.randn(4, 3)) if row.op == "linear"]
+    assert row.bytes == 4 * (4 * 3 + 5 * 3 + 5 + 4 * 5) and row.dtype == "float32"
+
+
+def test_inference_has_no_backward_rows():
+    model = pytorch_ext.nn.Linear(3, 5)
+    assert rows(pytorch_ext.explain(model, torch.randn(4, 3), backward=False)) == [("", "linear")]
+    with torch.no_grad():
+        assert rows(pytorch_ext.explain(model, torch.randn(4, 3))) == [("", "linear")]
+
+
+def test_a_model_that_was_not_converted_is_told_so():
+    report = pytorch_ext.explain(nn.Linear(3, 5), torch.randn(4, 3))
+    assert report.rows[0].op == "aten.addmm" and report.rows[0].why == "called past this package"
+
+
+class Product(nn.Module):
+    def forward(self, a, b):
+        return pytorch_ext.functional.matmul(a, b)
+
+
+def test_the_reason_of_a_call_that_the_kernels_do_not_take():
+    layer, x = pytorch_ext.nn.Linear(3, 5), torch.randn(4, 3)
+
+    def why(model, batch):
+        row = pytorch_ext.explain(model, batch).rows[0]
+        assert row.path == "stock"
+        return row.why
+
+    with pytorch_ext.backend("stock"):
+        assert why(layer, x) == "the backend is stock"
+    assert why(Product(), (x.int(), x.int().t())) == "no kernel for int32"
+
+    class Own(torch.Tensor):
+        pass
+
+    assert why(layer, x.as_subclass(Own)) == "a tensor subclass: Own"
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    try:
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+        assert why(layer, x) == "torch's flags ask for TF32 or bfloat16 products"
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before
+
+
+def test_losses_take_class_indices_and_name_their_path():
+    logits, target = torch.randn(4, 3, requires_grad=True), torch.tensor([0, 1, 2, 0])
+    report = pytorch_ext.explain(pytorch_ext.nn.CrossEntropyLoss(), (logits, target))
+    assert ("", "cross_entropy") in rows(report, "native-cpu")
+    report = pytorch_ext.explain(pytorch_ext.nn.MSELoss(), (logits, torch.zeros(4, 3)))
+    assert [op for _, op in rows(report)].count("mse_loss") == 1
+
+
+def test_the_triton_path_is_named():
+    if "triton" not in pytorch_ext.available_backends():
+        pytest.skip("Triton cannot run here")
+    with pytorch_ext.backend("triton"):
+        report = pytorch_ext.explain(pytorch_ext.nn.Linear(3, 5), torch.randn(4, 3), backward=False)
+    assert [row.path for row in report] == ["triton, interpreted"]
+    assert "triton, interpreted: 1 operations" in str(report)
