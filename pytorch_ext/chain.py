@@ -6,7 +6,7 @@ import torch
 import torch.fx
 import torch.nn.functional as F
 
-from . import nn
+from . import fusion, nn
 
 
 class NotAChain(ValueError):
@@ -24,7 +24,8 @@ def chain_of(model):
     if isinstance(model, tuple(MODULES)):
         return layer_of_module(model, "model")
     try:
-        graph = LayerTracer().trace(model)
+        with fusion.one_by_one():
+            graph = LayerTracer().trace(model)
     except Exception as error:  # whatever a user's forward raises when it is traced
         raise NotAChain(f"a forward that torch.fx can trace, got {type(error).__name__}: {error}") from error
     modules = dict(model.named_modules())
@@ -102,12 +103,11 @@ def softmax(dim, logarithm, name):
     return [("softmax", dim, logarithm)]
 
 
-def gelu(approximate="none"):
-    return [("activation", "gelu_tanh" if approximate == "tanh" else "gelu")]
-
-
-def activation(name):
-    return lambda *options, **keywords: [("activation", name)]
+def activation(kind):
+    """The layer of an activation that fusion names so; gelu says itself which of the two it is."""
+    if kind != "gelu":
+        return lambda *options, **keywords: [("activation", kind)]
+    return lambda approximate="none": [("activation", fusion.GELU[approximate])]
 
 
 def softmax_function(logarithm):
@@ -146,30 +146,22 @@ def batch_size(node):
     return node.target is operator.getitem and node.args[1] == 0
 
 
-def of_both(name, describe):
-    """The stock module of that name and the package's."""
-    return {getattr(ns, name): describe for ns in (torch.nn, nn)}
+def activation_module(kind):
+    return lambda module, name: activation(kind)(*([module.approximate] if kind == "gelu" else []))
 
 
-MODULES = {
-    **of_both("Linear", linear),
-    **of_both("ReLU", lambda module, name: [("activation", "relu")]),
-    **of_both("Sigmoid", lambda module, name: [("activation", "sigmoid")]),
-    **of_both("Tanh", lambda module, name: [("activation", "tanh")]),
-    **of_both("SiLU", lambda module, name: [("activation", "silu")]),
-    **of_both("GELU", lambda module, name: gelu(module.approximate)),
-    **of_both("Dropout", lambda module, name: [("dropout", module)]),
-    **of_both("Softmax", lambda module, name: softmax(module.dim, False, name)),
-    **of_both("LogSoftmax", lambda module, name: softmax(module.dim, True, name)),
-    **of_both("Flatten", lambda module, name: flatten(module.start_dim, module.end_dim)),
-    **of_both("Identity", lambda module, name: []),
+LAYERS = {
+    "Linear": linear,
+    "Dropout": lambda module, name: [("dropout", module)],
+    "Softmax": lambda module, name: softmax(module.dim, False, name),
+    "LogSoftmax": lambda module, name: softmax(module.dim, True, name),
+    "Flatten": lambda module, name: flatten(module.start_dim, module.end_dim),
+    "Identity": lambda module, name: [],
+    **{cls.__name__: activation_module(kind) for cls, kind in fusion.MODULES.items()},
 }
+MODULES = {getattr(ns, name): describe for name, describe in LAYERS.items() for ns in (torch.nn, nn)}
 FUNCTIONS = {
-    **dict.fromkeys((torch.relu, torch.relu_, F.relu), activation("relu")),
-    **dict.fromkeys((torch.sigmoid, F.sigmoid), activation("sigmoid")),
-    **dict.fromkeys((torch.tanh, F.tanh), activation("tanh")),
-    F.silu: activation("silu"),
-    F.gelu: gelu,
+    **{function: activation(kind) for function, kind in fusion.FUNCTIONS.items()},
     **dict.fromkeys((torch.softmax, F.softmax), softmax_function(False)),
     **dict.fromkeys((torch.log_softmax, F.log_softmax), softmax_function(True)),
     torch.flatten: flatten,
@@ -177,9 +169,7 @@ FUNCTIONS = {
     torch.squeeze: squeeze,
 }
 METHODS = {
-    "relu": activation("relu"),
-    "sigmoid": activation("sigmoid"),
-    "tanh": activation("tanh"),
+    **{name: activation(kind) for name, kind in fusion.METHODS.items()},
     "softmax": softmax_function(False),
     "log_softmax": softmax_function(True),
     "flatten": flatten,

@@ -1,5 +1,7 @@
 """Which modules and functions are activations that a product's kernel computes too, asked at each call."""
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch.nn.modules.module import _has_any_global_hook
@@ -27,6 +29,20 @@ GELU = {"none": "gelu", "tanh": "gelu_tanh"}  # by its `approximate`
 FUNCTION_TYPES = {type(function) for function in FUNCTIONS}
 
 
+_one_by_one = False
+
+
+@contextlib.contextmanager
+def one_by_one():
+    """Inside, every module is called by itself: for who traces a model to see its modules."""
+    global _one_by_one
+    before, _one_by_one = _one_by_one, True
+    try:
+        yield
+    finally:
+        _one_by_one = before
+
+
 def is_unwatched(module):
     """Whether nobody would see this module being left out: no hook, no ``forward`` of its own, not compiled."""
     state = module.__dict__
@@ -38,6 +54,7 @@ def is_unwatched(module):
         or "forward" in state
         or state.get("_compiled_call_impl") is not None
         or _has_any_global_hook()
+        or _one_by_one
     )
 
 

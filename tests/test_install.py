@@ -167,3 +167,9 @@ def test_a_build_without_a_compiler_is_an_error_only_where_it_was_asked_for(monk
     assert build.setup_arguments("auto") == {}
     notice = capsys.readouterr().err
     assert "without the native part" in notice and CURE in notice
+
+
+def test_importing_the_package_leaves_torch_s_compiler_and_triton_alone():
+    """Dynamo alone takes longer to import than torch."""
+    code = "import json, sys, pytorch_ext; print(json.dumps([m in sys.modules for m in ('torch._dynamo', 'triton')]))"
+    assert run_python(PACKAGE.parent, "-c", code) == [False, False]

@@ -202,6 +202,15 @@ def test_stock_modules_and_stock_optimisers_give_the_same_bits():
     assert_all_same_bits(model.state_dict(), twin.state_dict())
 
 
+@pytest.mark.parametrize("case", ["relu, cross entropy, Adam", "a forward of its own"])
+def test_a_converted_model_gives_the_same_bits(case):
+    def converted(model, *rest, **options):
+        pytorch_ext.convert(model)
+        return TrainStep(model, *rest, **options)
+
+    assert_all_same_bits(trained(converted, case), trained(loop_step, case))
+
+
 # ---- the objects stay the user's ------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """What the losses share: reductions, and the operators behind the element-wise ones."""
 
 import functools
+import warnings
 
 import torch
 from torch.nn import _reduction
@@ -31,6 +32,15 @@ def expect_broadcastable(op, shape, **weights):
         if weight is not None:
             what = f"{name} that broadcasts to {tuple(shape)}"
             expect(expands(weight.shape, shape), op, what, tuple(weight.shape))
+
+
+def warn_of_broadcasting(input, target, stacklevel=1):
+    """Stock's warning."""
+    warnings.warn(
+        f"Using a target size ({target.size()}) that is different to the input size ({input.size()}). "
+        "This will likely lead to incorrect results due to broadcasting. Please ensure they have the same size.",
+        stacklevel=stacklevel + 1,
+    )
 
 
 def traceable_loss(input, target, *weights):
@@ -119,6 +129,8 @@ if native.library is not None:
 
     @torch.library.register_fake("pytorch_ext::elementwise_loss_forward")
     def _(input, target, weight, pos_weight, loss, reduction, mask):
+        if input.shape != target.shape:  # where a call is traced; eager ones warn in mse_loss
+            warn_of_broadcasting(input, target)
         shape = torch.broadcast_shapes(input.shape, target.shape) if reduction == REDUCTIONS["none"] else ()
         return (
             input.new_empty(shape),

@@ -1,12 +1,10 @@
 """mse_loss: the mean of squared differences, value and gradients in one pass."""
 
-import warnings
-
 import torch
 import torch.nn.functional as F
 
 from .checks import broadcast, expect, expect_tensors
-from .losses import REDUCTIONS, reduction_name, traceable_loss
+from .losses import REDUCTIONS, reduction_name, traceable_loss, warn_of_broadcasting
 from .paths import choice, is_dynamo_compiling, is_traced, overridden
 
 
@@ -25,30 +23,14 @@ def mse_loss(input, target, size_average=None, reduce=None, reduction="mean", we
         return F.mse_loss(input, target, size_average, reduce, reduction, weight)
     check(input, target, weight)
     reduction = reduction_name("mse_loss", size_average, reduce, reduction)
-    loss, broadcast = None, target.shape != input.shape
+    loss = None
     if not is_traced(input):
         loss = choice.kernels.mse_loss_broadcast(input, target, weight, REDUCTIONS[reduction])
-        if loss is not None and broadcast:
-            warn_of_broadcasting(input, target)
+        if loss is not None and target.shape != input.shape:
+            warn_of_broadcasting(input, target, stacklevel=3)
     elif traceable_loss(input, target, weight):
-        operator = _warning_operator if broadcast else torch.ops.pytorch_ext.mse_loss
-        loss = operator(input, target, weight, REDUCTIONS[reduction])
+        loss = torch.ops.pytorch_ext.mse_loss(input, target, weight, REDUCTIONS[reduction])
     return F.mse_loss(input, target, reduction=reduction, weight=weight) if loss is None else loss
-
-
-@torch.compiler.allow_in_graph  # Dynamo cannot trace a warning
-def _warning_operator(input, target, weight, reduction):
-    warn_of_broadcasting(input, target)
-    return torch.ops.pytorch_ext.mse_loss(input, target, weight, reduction)
-
-
-def warn_of_broadcasting(input, target):
-    """Stock's warning, at the line that called :func:`mse_loss`."""
-    warnings.warn(
-        f"Using a target size ({target.size()}) that is different to the input size ({input.size()}). "
-        "This will likely lead to incorrect results due to broadcasting. Please ensure they have the same size.",
-        stacklevel=3,
-    )
 
 
 def check(input, target, weight):

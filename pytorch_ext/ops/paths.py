@@ -59,14 +59,20 @@ def traceable(*tensors):
     return all(t is None or (t.dtype in KERNEL_DTYPES and device_has_kernels(str(t.device))) for t in tensors)
 
 
-@torch.compiler.assume_constant_result
+def constant_under_dynamo(function):
+    """``torch.compiler.assume_constant_result`` without importing Dynamo, which takes a second."""
+    function._dynamo_marked_constant = True
+    return function
+
+
+@constant_under_dynamo
 def is_exporting_onnx():
     """Whether torch.onnx is at work, which knows stock operators only."""
     flags = sys.modules.get("torch.onnx._internal.exporter._flags")
     return flags is not None and flags._is_onnx_exporting
 
 
-@torch.compiler.assume_constant_result  # a tensor under tracing is none to run a self-test with
+@constant_under_dynamo  # a tensor under tracing is none to run a self-test with
 def device_has_kernels(device):
     """Whether the native library has kernels for this device, and they have passed the self-test there."""
     return device == "cpu" or (device.startswith("cuda") and native.library.has_kernels(torch.empty(0, device=device)))
@@ -77,6 +83,6 @@ def products_are_ieee(tensor):
     return tensor.dtype != torch.float32 or _fp32_precision(tensor.device.type) not in ("tf32", "bf16")
 
 
-@torch.compiler.assume_constant_result  # the flags' module is closed to Dynamo
+@constant_under_dynamo  # the flags' module is closed to Dynamo
 def _fp32_precision(device):
     return (torch.backends.cuda if device == "cuda" else torch.backends.mkldnn).matmul.fp32_precision
