@@ -7,25 +7,68 @@ from pathlib import Path
 import torch
 
 from .arguments import ACTIVATIONS, SAVES_INPUT, structures
-from .machines import FLAGS, compiler
+from .machines import FLAGS, FOLDER, compiler
 from .memory import Memory
 
-SOURCE = Path(__file__).resolve().parent / "tensor_cores_runner.cpp"
+SOURCE = FOLDER / "tensor_cores_runner.cpp"
+KERNELS = FOLDER.parent.parent / "csrc" / "cuda" / "tensor_cores.cuh"
+OPEN, CLOSE = "namespace pytorch_ext::PYTORCH_EXT_ISA {", "}  // namespace pytorch_ext::PYTORCH_EXT_ISA"
+ONE_KERNEL = {
+    "plan.wide ? of_layout(WideTile{}) : ": "",
+    "launch_tensor_core_product<S, Tile, Major::lines, Major::lines>(maps, work, device)": "cudaSuccess",
+    "launch_tensor_core_product<S, Tile, Major::depth, Major::lines>(maps, work, device)": "cudaSuccess",
+}
+FAULTY_BEGIN = """
+#define SIMT_SHARED_BYTES (227 << 10)
+#include "simt.h"
+//
+#include "hopper.h"
+using namespace pytorch_ext;
+extern "C" const char* emulator_error() { return simt::error.c_str(); }
+"""
+FAULTY_PRODUCT = """
+extern "C" int product_with_fault_FAULT(const TensorCoreProduct<BFloat16>* p, int multiprocessors, int late,
+                                        int reversed) {
+  hopper::start(late & 1, late & 2, late & 4);
+  simt::reversed = reversed;
+  return pytorch_ext::PYTORCH_EXT_ISA::fault_FAULT::tensor_core_product(*p, &cuTensorMapEncodeTiled,
+                                                                        {nullptr, multiprocessors});
+}
+"""
 LATE_BOXES, LATE_PRODUCTS, LATE_STORES = 1, 2, 4
 LAYOUTS = ("NT", "NN", "TN")  # of A (M, K) and B (K, N) in memory; N: rows are contiguous
 
 
-def compile_runner(folder, source=SOURCE, flags=()):
+def compile_library(folder, source, flags=()):
     library = Path(folder, "tensor_cores_runner.so")
     command = [compiler(), *FLAGS, *flags, str(source), "-o", str(library), "-ldl"]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode or result.stderr:
         raise RuntimeError(f"{' '.join(command)}\n{result.stderr}")
     runner = ctypes.CDLL(str(library))
-    runner.emulator_error.restype = runner.launched_kernels.restype = ctypes.c_char_p
+    runner.emulator_error.restype = ctypes.c_char_p
+    return runner
+
+
+def compile_runner(folder):
+    runner = compile_library(folder, SOURCE)
     runner.matrix_descriptor.restype, runner.swizzled.restype = ctypes.c_uint64, ctypes.c_uint32
     runner.tile_at.argtypes = [ctypes.c_int] * 3 + [ctypes.c_int64, ctypes.c_void_p]
     return runner
+
+
+def compile_faulty_runner(folder, faults):
+    """The kernel of narrow tiles and NT in one variant per fault, (text, what replaces it); product_with_fault_<i>."""
+    text, program = KERNELS.read_text().replace("#pragma once", ""), FAULTY_BEGIN
+    for i, (old, new) in enumerate(faults):
+        variant = text
+        for a, b in ({old: new} | ONE_KERNEL | {OPEN: f"{OPEN} namespace fault_{i} {{", CLOSE: "}}"}).items():
+            assert variant.count(a) == 1, f"{a} is not in {KERNELS.name}"
+            variant = variant.replace(a, b)
+        program += variant + FAULTY_PRODUCT.replace("FAULT", str(i))
+    source = Path(folder, "faulty.cpp")
+    source.write_text(program)
+    return compile_library(folder, source, ["-O1", f"-I{FOLDER}", f"-I{KERNELS.parent}"])
 
 
 def operands(layout, m, n, k, dtype, batch=()):
@@ -58,14 +101,17 @@ def struct_of(memory, a, b, bias=None, activation="none", with_mask=False, dtype
 class TensorCores:
     """Runs products on as many multiprocessors as said; what is late and backwards as in hopper.h and simt.h."""
 
-    def __init__(self, runner, late=0, backwards=False, multiprocessors=3):
+    def __init__(self, runner, late=0, backwards=False, multiprocessors=3, fault=None):
         self.runner, self.late, self.backwards, self.multiprocessors = runner, late, backwards, multiprocessors
+        self.fault = fault
 
     def product(self, a, b, *options, **more):
         """[C, preactivation or None, mask or None]"""
         memory = Memory(a.dtype, alignment=16)
         p, outputs = struct_of(memory, a, b, *options, **more, dtype=a.dtype)
-        name = {torch.bfloat16: "product_of_bfloat16", torch.float16: "product_of_half"}[a.dtype]
+        name = f"product_with_fault_{self.fault}"
+        if self.fault is None:
+            name = {torch.bfloat16: "product_of_bfloat16", torch.float16: "product_of_half"}[a.dtype]
         error = getattr(self.runner, name)(ctypes.byref(p), self.multiprocessors, self.late, int(self.backwards))
         if error:
             raise RuntimeError(f"CUDA error {error}: {self.runner.emulator_error().decode()}")

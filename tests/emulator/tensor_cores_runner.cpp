@@ -34,13 +34,11 @@ int product_of_bfloat16(const TensorCoreProduct<BFloat16>* p, int multiprocessor
   simt::reversed = reversed;
   return run(*p, multiprocessors);
 }
-#if !defined(BFLOAT16_ALONE)
 int product_of_half(const TensorCoreProduct<Half>* p, int multiprocessors, int late, int reversed) {
   hopper::start(late & 1, late & 2, late & 4);
   simt::reversed = reversed;
   return run(*p, multiprocessors);
 }
-#endif
 const char* emulator_error() { return simt::error.c_str(); }
 const char* launched_kernels() {
   static std::string text;
