@@ -10,7 +10,8 @@ import tempfile
 
 import pytest
 import torch
-from accuracy import PRODUCT_TERMS, unit_roundoff
+from accuracy import PRODUCT_TERMS, assert_same_bits, unit_roundoff
+from conftest import needs_native
 from emulator import machines
 from emulator.arguments import ACTIVATIONS
 from emulator.memory import Memory
@@ -24,6 +25,7 @@ from emulator.tensor_cores import (
     compile_runner,
     operands,
 )
+from test_cuda_emulated import compiled_runner
 
 from pytorch_ext.ops.activation import ACTIVATIONS as COMPOSED
 
@@ -126,6 +128,31 @@ def test_nan_and_infinity_stay_in_their_rows_and_columns():
     torch.testing.assert_close(c.float(), exact, rtol=0.02, atol=0.05, equal_nan=True)
     bits = torch.stack([mask >> i & 1 for i in range(64)], 2).flatten(1)
     assert torch.equal(bits.bool(), (c > 0) | c.isnan())
+
+
+@needs_native
+def test_relu_s_mask_is_read_as_it_is_written():
+    """linear's backward from the mask has the bits of its backward from the output."""
+    a, b = operands("NT", 70, 136, 72, torch.bfloat16)
+    y, _, mask = TensorCores(runner()).product(a, b, None, "relu", True)
+    grad = torch.randn(70, 136).bfloat16()
+    machine, found = machines.Emulator(compiled_runner(torch.bfloat16), torch.bfloat16), []
+    for saved in ({"saved": y}, {"mask": mask}):
+        dz, dbias = machine.memory.empty(70, 136), machine.memory.empty(136)
+        p = machine.structures.LinearGradient(70, 136, machine.memory.put(grad), 136, 1, dz=dz.address)
+        p.activation, p.dbias = ACTIVATIONS.index("relu"), dbias.address
+        for name, tensor in saved.items():
+            setattr(p, name, machine.memory.put(tensor))
+        machine.call("linear_gradient", p)
+        found.append((dz.tensor, dbias.tensor))
+    for from_output, from_mask in zip(*found, strict=True):
+        assert_same_bits(from_mask, from_output)
+    assert (found[0][0] == 0).any()
+
+
+def test_what_the_launcher_cannot_do_is_an_error():
+    with pytest.raises(RuntimeError, match="CUDA error 801"):  # not supported
+        TensorCores(runner()).product(torch.ones(5, 9).bfloat16(), torch.ones(9, 8).bfloat16())
 
 
 # ---- what the emulated device notices --------------------------------------------------------------------------------

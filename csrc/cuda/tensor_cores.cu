@@ -12,10 +12,13 @@ using device::EncodeTiled;
 constexpr bool BUILT_FOR_SM_90A = std::string_view(PYTORCH_EXT_ARCHITECTURES).find("sm_90a") != std::string_view::npos;
 
 bool is_sm_90(int number) {
-  int major = 0, minor = 0;
-  return cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, number) == cudaSuccess &&
-         cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, number) == cudaSuccess && major == 9 &&
-         minor == 0;
+  static int capabilities[64];  // of the devices asked before; every thread would write the same
+  if (number < 0 || number >= 64) return false;
+  int &capability = capabilities[number], major = 0, minor = 0;
+  if (capability == 0 && cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, number) == cudaSuccess &&
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, number) == cudaSuccess)
+    capability = 10 * major + minor;
+  return capability == 90;
 }
 
 // cuTensorMapEncodeTiled of the driver that is there, which this library is not linked with; null where there is none.

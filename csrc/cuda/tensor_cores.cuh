@@ -30,7 +30,6 @@ struct TensorCoreWork {
   Activation activation;
   const S* bias;
   uint64_t* mask;
-  int64_t mask_words;
 };
 
 // The block's shared memory, by addresses.
@@ -236,7 +235,7 @@ __device__ __forceinline__ void finish_tile(float (&sums)[Tile::columns / 2], co
     activate(sums, work.activation);
     results.template store<S, Tile>(sums, maps.c, row, column, batch);
     if (work.mask) {
-      const int64_t words = work.mask_words;
+      const int64_t words = mask_words(work.N);
       write_mask<S>(sums, work.mask + row * words + column / CHUNK_COLUMNS, words, work.M - row);
     }
     rotate<Tile::columns / 2, CHUNK_SUMS>(sums);
@@ -329,8 +328,7 @@ cudaError_t tensor_core_product(const TensorCoreProduct<S>& p, EncodeTiled encod
                                p.preactivation != nullptr,
                                p.activation,
                                p.bias,
-                               p.mask,
-                               mask_words(p.N)};
+                               p.mask};
   auto of_layout = [&](auto tile) {
     using Tile = decltype(tile);
     if (plan.a.major == Major::lines)

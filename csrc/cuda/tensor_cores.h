@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../cpu/product.h"
+#include "../numerics/platform.h"
 
 namespace pytorch_ext {
 
@@ -13,6 +14,6 @@ struct TensorCoreProduct : Product<S> {
   uint64_t* mask = nullptr;
 };
 
-constexpr int64_t mask_words(int64_t columns) { return (columns + 63) / 64; }
+INLINE_HD int64_t mask_words(int64_t columns) { return (columns + 63) / 64; }
 
 }  // namespace pytorch_ext
