@@ -1,4 +1,4 @@
-#include "tensor_cores.cuh"
+#include "tensor_cores_launch.cuh"
 
 #include <string_view>
 

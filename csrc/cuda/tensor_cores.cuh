@@ -56,8 +56,7 @@ struct RingPlace {
   }
 };
 
-// ---- loading
-// ---------------------------------------------------------------------------------------------------------
+// ---- loading --------------------------------------------------------------------------------------------------------
 
 // The tile of an operand that begins at (line, depth), at `to`: one box, or one for every 64 lines.
 template <Major major, int Lines>
@@ -93,8 +92,7 @@ __device__ __forceinline__ void load_tiles(const TensorCoreMaps& maps, const Ten
   }
 }
 
-// ---- multiplying
-// -----------------------------------------------------------------------------------------------------
+// ---- multiplying ----------------------------------------------------------------------------------------------------
 
 // The warpgroup's part of a tile. Two stages' products are under way at a time: a stage is free for the next tile when
 // those of the stage behind it have begun and its own are done.
@@ -129,8 +127,7 @@ __device__ __forceinline__ void multiply_tile(float (&sums)[Tile::columns / 2], 
   release(before);
 }
 
-// ---- finishing
-// -------------------------------------------------------------------------------------------------------
+// ---- finishing ------------------------------------------------------------------------------------------------------
 
 // A warpgroup's sums are finished 64 columns at a time, which are the thread's first 32; the others then move up. So
 // the code is that of 64 columns, and the sums stay in registers.
@@ -242,8 +239,7 @@ __device__ __forceinline__ void finish_tile(float (&sums)[Tile::columns / 2], co
   }
 }
 
-// ---- the kernel
-// ------------------------------------------------------------------------------------------------------
+// ---- the kernel -----------------------------------------------------------------------------------------------------
 
 // Empty where it is compiled for another architecture; the launcher does not launch it there.
 template <class S, class Tile, Major A, Major B>
@@ -279,65 +275,6 @@ __global__ void __launch_bounds__(TENSOR_CORE_THREADS, 1)
     if (threadIdx.x % GROUP_THREADS == 0) wait_for_stores<0>();
   }
 #endif
-}
-
-// ---- launcher
-// --------------------------------------------------------------------------------------------------------
-
-using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
-
-template <class S>
-cudaError_t encode(EncodeTiled encode_tiled, TensorMapArguments map, CUtensorMap& encoded) {
-  constexpr auto type =
-      std::is_same_v<S, BFloat16> ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-  const uint32_t every_element[3] = {1, 1, 1};
-  const CUresult result = encode_tiled(&encoded, type, 3, const_cast<void*>(map.address), map.size, map.stride, map.box,
-                                       every_element, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                       CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
-}
-
-template <class S, class Tile, Major A, Major B>
-cudaError_t launch_tensor_core_product(const TensorCoreMaps& maps, const TensorCoreWork<S>& work, Device device) {
-  const auto kernel = tensor_core_product_kernel<S, Tile, A, B>;
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::shared_bytes);
-  if (error != cudaSuccess) return error;
-  const int64_t blocks = smaller<int64_t>(tile_count(work.grid), device.multiprocessors);
-  return launch(kernel, blocks, TENSOR_CORE_THREADS, Tile::shared_bytes, device, maps, work);
-}
-
-// As TensorCoreProduct says. cudaErrorNotSupported where plan_tensor_core_product() does not cover it.
-template <class S>
-cudaError_t tensor_core_product(const TensorCoreProduct<S>& p, EncodeTiled encode_tiled, Device device) {
-  TensorCorePlan plan;
-  if (!plan_tensor_core_product(p, device.multiprocessors, plan)) return cudaErrorNotSupported;
-  TensorCoreMaps maps = {};
-  TensorMapArguments preactivation = plan.c;
-  preactivation.address = p.preactivation;
-  cudaError_t error = encode<S>(encode_tiled, plan.a.map, maps.a);
-  if (error == cudaSuccess) error = encode<S>(encode_tiled, plan.b.map, maps.b);
-  if (error == cudaSuccess) error = encode<S>(encode_tiled, plan.c, maps.c);
-  if (error == cudaSuccess && p.preactivation) error = encode<S>(encode_tiled, preactivation, maps.preactivation);
-  if (error != cudaSuccess) return error;
-  const TensorCoreWork<S> work{plan.grid,
-                               static_cast<int>(p.M),
-                               static_cast<int>(p.N),
-                               plan.a.is_batched,
-                               plan.b.is_batched,
-                               p.preactivation != nullptr,
-                               p.activation,
-                               p.bias,
-                               p.mask};
-  auto of_layout = [&](auto tile) {
-    using Tile = decltype(tile);
-    if (plan.a.major == Major::lines)
-      return launch_tensor_core_product<S, Tile, Major::lines, Major::lines>(maps, work, device);
-    if (plan.b.major == Major::lines)
-      return launch_tensor_core_product<S, Tile, Major::depth, Major::lines>(maps, work, device);
-    return launch_tensor_core_product<S, Tile, Major::depth, Major::depth>(maps, work, device);
-  };
-  return plan.wide ? of_layout(WideTile{}) : of_layout(NarrowTile{});
 }
 
 }  // namespace pytorch_ext::PYTORCH_EXT_ISA

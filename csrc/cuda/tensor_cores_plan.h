@@ -36,8 +36,7 @@ struct TensorCoreTile {
 using WideTile = TensorCoreTile<256>;
 using NarrowTile = TensorCoreTile<128>;
 
-// ---- shared memory as wgmma reads it
-// ---------------------------------------------------------------------------------
+// ---- shared memory as wgmma reads it --------------------------------------------------------------------------------
 
 // An operand's tile in shared memory: K-major, `lines` lines of 64 elements along K; line-major, a block for every 64
 // lines, of 64 places along K with 64 lines each.
@@ -58,8 +57,7 @@ INLINE_HD uint64_t matrix_descriptor(uint32_t address, Major major) {
 INLINE_HD int fragment_row(int thread, int i) { return thread / WARP * 16 + i % 4 / 2 * 8 + thread % WARP / 4; }
 INLINE_HD int fragment_column(int thread, int i) { return i / 4 * 8 + thread % 4 * 2 + i % 2; }
 
-// ---- global memory as TMA reads it
-// -----------------------------------------------------------------------------------
+// ---- global memory as TMA reads it ----------------------------------------------------------------------------------
 
 // Arguments of cuTensorMapEncodeTiled: sizes and the box in elements, strides of all but the first dimension in bytes.
 struct TensorMapArguments {
@@ -104,8 +102,7 @@ inline bool describe_operand(const void* address, int64_t lines, int64_t depth, 
          describe_matrices(address, lines, depth, depth_stride, batch, batch_stride, SWIZZLE_ELEMENTS, operand.map);
 }
 
-// ---- the product
-// -----------------------------------------------------------------------------------------------------
+// ---- the product ----------------------------------------------------------------------------------------------------
 
 // Tiles of C and steps of a tile's depth along K.
 struct TensorCoreGrid {

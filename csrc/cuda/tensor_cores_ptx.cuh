@@ -16,8 +16,7 @@ __device__ __forceinline__ void store_shared(uint32_t address, uint32_t value) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
 }
 
-// ---- registers and threads
-// -------------------------------------------------------------------------------------------
+// ---- registers and threads ------------------------------------------------------------------------------------------
 
 template <int Count>
 __device__ __forceinline__ void give_registers_back() {
@@ -32,8 +31,7 @@ __device__ __forceinline__ void group_barrier(int barrier) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(GROUP_THREADS) : "memory");
 }
 
-// ---- barriers in shared memory
-// ---------------------------------------------------------------------------------------
+// ---- barriers in shared memory --------------------------------------------------------------------------------------
 
 __device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
@@ -59,8 +57,7 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, int parity) {
       : "memory");
 }
 
-// ---- the copy engine
-// -------------------------------------------------------------------------------------------------
+// ---- the copy engine ------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ void prefetch_map(const CUtensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
@@ -89,8 +86,7 @@ __device__ __forceinline__ void wait_for_stores() {
 // Ordinary stores to shared memory before this are seen by the copy engine after the next barrier.
 __device__ __forceinline__ void copy_engine_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// ---- the tensor cores
-// ------------------------------------------------------------------------------------------------
+// ---- the tensor cores -----------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ void multiply_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void multiply_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }

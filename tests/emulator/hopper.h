@@ -14,8 +14,7 @@
 
 #define __grid_constant__
 
-// ---- cuda.h
-// ----------------------------------------------------------------------------------------------------------
+// ---- cuda.h ---------------------------------------------------------------------------------------------------------
 
 enum CUresult { CUDA_SUCCESS = 0, CUDA_ERROR_INVALID_VALUE = 1 };
 enum CUtensorMapDataType { CU_TENSOR_MAP_DATA_TYPE_FLOAT16 = 6, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 = 9 };

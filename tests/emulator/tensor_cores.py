@@ -11,8 +11,8 @@ from .machines import FLAGS, FOLDER, compiler
 from .memory import Memory
 
 SOURCE = FOLDER / "tensor_cores_runner.cpp"
-KERNELS = FOLDER.parent.parent / "csrc" / "cuda" / "tensor_cores.cuh"
-OPEN, CLOSE = "namespace pytorch_ext::PYTORCH_EXT_ISA {", "}  // namespace pytorch_ext::PYTORCH_EXT_ISA"
+CUDA = FOLDER.parent.parent / "csrc" / "cuda"
+NAMESPACE = "namespace pytorch_ext::PYTORCH_EXT_ISA"
 ONE_KERNEL = {
     "plan.wide ? of_layout(WideTile{}) : ": "",
     "launch_tensor_core_product<S, Tile, Major::lines, Major::lines>(maps, work, device)": "cudaSuccess",
@@ -59,16 +59,19 @@ def compile_runner(folder):
 
 def compile_faulty_runner(folder, faults):
     """The kernel of narrow tiles and NT in one variant per fault, (text, what replaces it); product_with_fault_<i>."""
-    text, program = KERNELS.read_text().replace("#pragma once", ""), FAULTY_BEGIN
+    files = ("tensor_cores.cuh", "tensor_cores_launch.cuh")
+    text, program = "".join((CUDA / name).read_text() for name in files), FAULTY_BEGIN
+    text = text.replace("#pragma once", "").replace('#include "tensor_cores.cuh"', "")
     for i, (old, new) in enumerate(faults):
         variant = text
-        for a, b in ({old: new} | ONE_KERNEL | {OPEN: f"{OPEN} namespace fault_{i} {{", CLOSE: "}}"}).items():
-            assert variant.count(a) == 1, f"{a} is not in {KERNELS.name}"
+        for a, b in ({old: new} | ONE_KERNEL).items():
+            assert variant.count(a) == 1, f"{a} is not in {' and '.join(files)}"
             variant = variant.replace(a, b)
+        variant = variant.replace(f"\n{NAMESPACE} {{", f"\n{NAMESPACE}::fault_{i} {{")
         program += variant + FAULTY_PRODUCT.replace("FAULT", str(i))
     source = Path(folder, "faulty.cpp")
     source.write_text(program)
-    return compile_library(folder, source, ["-O1", f"-I{FOLDER}", f"-I{KERNELS.parent}"])
+    return compile_library(folder, source, ["-O1", f"-I{FOLDER}", f"-I{CUDA}"])
 
 
 def operands(layout, m, n, k, dtype, batch=()):

@@ -5,7 +5,7 @@
 //
 #include "hopper.h"
 //
-#include "../../csrc/cuda/tensor_cores.cuh"
+#include "../../csrc/cuda/tensor_cores_launch.cuh"
 
 using namespace pytorch_ext;
 namespace kernels = pytorch_ext::PYTORCH_EXT_ISA;
