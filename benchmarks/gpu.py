@@ -20,6 +20,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 570  # of a stage
+TENSOR_CORES = {"PYTORCH_EXT_TENSOR_CORES": "1"}  # our own products of 16 bits instead of the stock operator's
 
 
 def architecture():
@@ -40,6 +41,7 @@ def build_stage(options):
 def test_stage(options):
     pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     yield "test-cuda", [*pytest, "tests/test_cuda.py"], {}
+    yield "test-tensor-cores", [*pytest, "tests/test_cuda_tensor_cores.py"], TENSOR_CORES
     yield "test-suite", [*pytest, "tests", "--ignore=tests/test_cuda.py", *options.pytest], {}
 
 
@@ -53,11 +55,15 @@ def sanitize_stage(options):
     for tool in ("memcheck", "racecheck"):
         command = [sanitizer, "--tool", tool, "--error-exitcode", "1", sys.executable, "tests/sanitize.py"]
         yield tool, command, environment
+    command = [sanitizer, "--tool", "memcheck", "--error-exitcode", "1", sys.executable, "tests/sanitize.py"]
+    yield "memcheck-tensor-cores", [*command, "cuda", "linear", "matmul"], {**environment, **TENSOR_CORES}
 
 
 def bench_stage(options):
     command = [sys.executable, "benchmarks/run.py", "--device", "cuda", "--output", str(options.output)]
     yield "bench", [*command, *options.bench], {}
+    command = [*command[:-1], str(options.output / "tensor-cores"), "--group", "gpu_low_precision"]
+    yield "bench-tensor-cores", command, TENSOR_CORES
 
 
 STAGES = {"build": build_stage, "test": test_stage, "sanitize": sanitize_stage, "bench": bench_stage}

@@ -25,6 +25,29 @@ def gpu_products():
         yield f"linear {m}x{n}x{k} forward+backward", both(F.linear, stock.linear, *inputs), cost
 
 
+def gpu_low_precision():
+    """Where PYTORCH_EXT_TENSOR_CORES is 1 products are our own, else both providers' are the stock operator's."""
+    for dtype in (torch.bfloat16, torch.float16):
+        name = str(dtype).removeprefix("torch.")
+        for m, n, k in [(n, n, n) for n in (1024, 2048, 4096, 8192)] + [(4096, 4096, 1024), (8192, 1024, 4096)]:
+            x, w, b = (torch.randn(shape, dtype=dtype) for shape in ((m, k), (n, k), (n,)))
+            shape, cost = f"{m}x{n}x{k} {name}", {"operations": 2 * m * n * k}
+            yield f"linear {shape} forward", forward(F.linear, stock.linear, x, w), cost
+            yield f"matmul {shape} forward", forward(F.matmul, torch.matmul, x, w.mT.contiguous()), cost
+            yield f"linear+relu {shape} forward", forward(fused_relu, stock_relu, x, w, b), cost
+            inputs = [t.clone().requires_grad_() for t in (x, w, b)]
+            cost = {"operations": 6 * m * n * k}
+            yield f"linear+relu {shape} forward+backward", both(fused_relu, stock_relu, *inputs), cost
+
+
+def fused_relu(x, w, b):
+    return F.linear(x, w, b, activation="relu")
+
+
+def stock_relu(x, w, b):
+    return stock.linear(x, w, b).relu()
+
+
 def gpu_rows():
     for columns in COLUMNS:
         rows = ELEMENTS // columns
@@ -72,6 +95,7 @@ def gpu_optimizers():
 
 GPU_GROUPS = {
     "gpu_products": gpu_products,
+    "gpu_low_precision": gpu_low_precision,
     "gpu_rows": gpu_rows,
     "gpu_elementwise": gpu_elementwise,
     "gpu_optimizers": gpu_optimizers,

@@ -15,8 +15,9 @@ def gradients(function, inputs, grad_seed=0):
     wanted = [t for t in inputs if isinstance(t, torch.Tensor) and t.requires_grad]
     if not wanted:
         return [output]
-    generator = torch.Generator().manual_seed(grad_seed)
-    grad = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(torch.bfloat16).to(output.dtype)
+    generator = torch.Generator("cpu").manual_seed(grad_seed)
+    grad = torch.randn(output.shape, generator=generator, dtype=torch.float64, device="cpu")
+    grad = grad.to(torch.bfloat16).to(output)
     return [output, *torch.autograd.grad(output, wanted, grad, allow_unused=True)]
 
 

@@ -1,4 +1,4 @@
-"""Every op once on small inputs: what compute-sanitizer runs. `python tests/sanitize.py [device]`"""
+"""Every op once on small inputs: what compute-sanitizer runs. `python tests/sanitize.py [device [op ...]]`"""
 
 import sys
 
@@ -6,8 +6,8 @@ import op_cases
 import torch
 
 
-def main(device="cuda"):
-    for op in op_cases.OPS:
+def main(device="cuda", *ops):
+    for op in ops or op_cases.OPS:
         for dtype in (torch.float32, torch.bfloat16):
             count = len(op_cases.run(op, torch.device(device), dtype))
             print(f"{op} {dtype}: {count} cases")

@@ -27,7 +27,10 @@ def test_every_stage_runs_files_that_exist(monkeypatch):
             files = [a.removeprefix("--ignore=") for a in command if a.endswith(".py")]
             assert all((ROOT / file).is_file() for file in files), command
             assert all(isinstance(v, str) for v in environment.values())
-    assert names == ["build", "doctor", "test-cuda", "test-suite", "memcheck", "racecheck", "bench"]
+    assert names == [
+        *("build", "doctor", "test-cuda", "test-tensor-cores", "test-suite"),
+        *("memcheck", "racecheck", "memcheck-tensor-cores", "bench", "bench-tensor-cores"),
+    ]
 
 
 def test_it_builds_for_the_architecture_of_the_device(monkeypatch):

@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include "../launch/activation_names.h"
+#include "../launch/covers.h"
 #include "../ops.h"
 #include "activation_composition.h"
 #include "composition.h"
@@ -56,11 +57,12 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                         std::string_view activation) {
     at::AutoDispatchBelowADInplaceOrView below;
-    auto [output, preactivation] = ops::linear_forward(input, weight, bias, activation);
+    auto [output, saved] = ops::linear_forward(input, weight, bias, activation);
     const Activation kind = activation_named("linear", activation);
-    Tensor saved = kind == Activation::none ? Tensor() : saves_input(kind) ? preactivation : output;
-    // The bias is needed only to form z again, differentiably, for a second derivative.
-    ctx->save_for_backward({input, weight, saved, saves_input(kind) ? or_undefined(bias) : Tensor()});
+    const bool saves_output = kind != Activation::none && !saved.defined();
+    // The bias is needed only to form z or y again, differentiably, for a second derivative.
+    ctx->save_for_backward(
+        {input, weight, saves_output ? output : saved, saved.defined() ? or_undefined(bias) : Tensor()});
     ctx->saved_data["activation"] = std::string(activation);
     ctx->saved_data["has_bias"] = bias.has_value();
     return output;
@@ -74,8 +76,12 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     std::array<bool, 3> mask = {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
                                 has_bias && ctx->needs_input_grad(2)};
     Tensor saved = t[2];
-    if (saved.defined() && at::GradMode::is_enabled() && saves_input(activation_named("linear", activation)))
-      saved = ops::linear(t[0], t[1], or_none(t[3]), "none");
+    if (saved.defined() && at::GradMode::is_enabled()) {
+      if (saves_input(activation_named("linear", activation)))
+        saved = ops::linear(t[0], t[1], or_none(t[3]), "none");
+      else if (is_relu_mask(saved))
+        saved = ops::linear(t[0], t[1], or_none(t[3]), activation);
+    }
     auto [dx, dw, db] = ops::linear_backward(grads[0], t[0], t[1], or_none(saved), activation, mask);
     return {dx, dw, db, {}};
   }

@@ -13,8 +13,9 @@ struct LinearGradient {
   int64_t grad_row, grad_column;  // grad_column is 1 or 0
   const S* saved = nullptr;       // (rows, columns) contiguous: y or z as saves_input() says; null without activation
   Activation activation = Activation::none;
-  S* dz = nullptr;     // dL/dz, contiguous; null where it is not needed (no activation)
-  S* dbias = nullptr;  // (columns,): sum of dz over the rows by the sum rule; null where not needed
+  const uint64_t* mask = nullptr;  // instead of saved: relu's, as TensorCoreProduct says; on a device alone
+  S* dz = nullptr;                 // dL/dz, contiguous; null where it is not needed (no activation)
+  S* dbias = nullptr;              // (columns,): sum of dz over the rows by the sum rule; null where not needed
 };
 
 #define PYTORCH_EXT_DECLARE(isa)                    \

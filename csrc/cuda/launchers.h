@@ -10,6 +10,7 @@
 #include "../cpu/product.h"
 #include "../cpu/reduce.h"
 #include "../cpu/softmax.h"
+#include "tensor_cores.h"
 
 namespace pytorch_ext::cuda {
 
@@ -38,6 +39,12 @@ template <class S>
 void activation_gradient(Activation kind, int64_t n, const S* grad, const S* saved, S* dx, Queue& queue);
 template <class S>
 void product(const Product<S>& p, Queue& queue);  // float and double
+// 16-bit products on the tensor cores: whether the device has them and they are compiled, and which shapes they cover.
+bool has_tensor_cores(int device);
+template <class S>
+bool covers(const TensorCoreProduct<S>& p);
+template <class S>
+void tensor_core_product(const TensorCoreProduct<S>& p, Queue& queue);
 template <class S>
 void linear_gradient(const LinearGradient<S>& p, Queue& queue);
 template <class S>

@@ -4,6 +4,7 @@
 #include "../cpu/linear.h"
 #include "../numerics/activations.h"
 #include "columns.cuh"
+#include "tensor_cores.h"
 
 namespace pytorch_ext::PYTORCH_EXT_ISA {
 
@@ -13,6 +14,12 @@ struct GradientTerm {
 
   __device__ __forceinline__ compute_t<S> operator()(int64_t row, int64_t column) const {
     auto dz = widen(p.grad[row * p.grad_row + column * p.grad_column]);
+    if constexpr (sizeof(S) == 2 && std::is_same_v<Act, Relu>) {
+      if (p.mask) {
+        const bool is_positive = p.mask[row * mask_words(p.columns) + column / 64] >> column % 64 & 1;
+        dz = select(is_positive, dz, 0.0f);
+      }
+    }
     if (p.saved) dz = Act::gradient(dz, widen(p.saved[row * p.columns + column]));
     if (p.dz) p.dz[row * p.columns + column] = narrow<S>(dz);
     return dz;

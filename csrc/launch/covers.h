@@ -12,12 +12,15 @@ bool alike(const at::Tensor& a, const at::Tensor& b);
 // Whether float32 products may follow the contract's order, or torch's flags ask for TF32 or bfloat16 products.
 bool products_are_ieee(const at::Tensor& operand);
 
-// Whether products of such operands are left to the stock operator: those of 16 bits on a device, which has tensor
-// cores for them.
+// Whether products of such operands are left to the stock operator, whatever their shapes: those of 16 bits on a
+// device, which has tensor cores for them, unless our own are asked for (tensor_cores.h).
 bool has_stock_products(const at::Tensor& operand);
 
 bool covers_linear(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                    std::string_view activation);
+
+// Whether what linear_forward saved is relu's mask (TensorCoreProduct::mask), not an activation's input or output.
+inline bool is_relu_mask(const at::Tensor& saved) { return saved.scalar_type() == at::kLong; }
 
 bool covers_matmul(const at::Tensor& input, const at::Tensor& other);
 

@@ -5,11 +5,9 @@
 #include <ATen/ops/mm.h>
 
 #include "../cpu/linear.h"
-#include "../cpu/product.h"
 #include "activation_names.h"
-#include "covers.h"
 #include "huge_pages.h"
-#include "kernel.h"
+#include "tensor_cores.h"
 
 namespace pytorch_ext {
 
@@ -32,8 +30,6 @@ bool covers_linear(const Tensor& input, const Tensor& weight, const OptionalTens
          (!bias || (matches(*bias) && bias->dim() == 1 && bias->size(0) == weight.size(0))) &&
          find_activation(activation) && products_are_ieee(input);
 }
-
-bool has_stock_products(const Tensor& t) { return !t.is_cpu() && t.element_size() == 2; }
 
 namespace {
 
@@ -60,6 +56,14 @@ void check_linear(const Tensor& input, const Tensor& weight) {
               "linear: expected input (..., K) and weight (N, K), got ", input.sizes(), " and ", weight.sizes());
 }
 
+std::tuple<Tensor, Tensor> stock_linear_forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                                                std::string_view activation, Activation kind) {
+  Tensor z = at::linear(input, weight, bias);
+  if (kind == Activation::none) return {z, Tensor()};
+  Tensor y = ops::activation_forward(z, activation);
+  return {y, saves_input(kind) ? z : Tensor()};
+}
+
 std::tuple<Tensor, Tensor> linear_forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                                           std::string_view activation) {
   check_linear(input, weight);
@@ -71,25 +75,28 @@ std::tuple<Tensor, Tensor> linear_forward(const Tensor& input, const Tensor& wei
     TORCH_CHECK(bias->dim() == 1 && bias->size(0) == N, "linear: expected bias (", N, ",), got ", bias->sizes());
     b = bias->contiguous();
   }
-  if (has_stock_products(input)) {
-    Tensor z = at::linear(input, weight, bias);
-    if (kind == Activation::none) return {z, Tensor()};
-    Tensor y = ops::activation_forward(z, activation);
-    return {y, saves_input(kind) ? z : Tensor()};
-  }
+  if (has_stock_products(input)) return stock_linear_forward(input, weight, bias, activation, kind);
   auto sizes = input.sizes().vec();
   sizes.back() = N;
-  Tensor output = in_huge_pages(empty(sizes, input)), preactivation;
-  if (saves_input(kind)) preactivation = empty(sizes, input);
-  Tensor rows = as_rows(input);
+  Tensor output, saved, rows = as_rows(input);
   WITH_STORAGE_TYPE("linear", input.scalar_type(), [&] {
-    Product<S> p{rows.size(0), N, weight.size(1), view<S>(rows), transposed<S>(weight), mutable_data<S>(output), N};
+    TensorCoreProduct<S> p{{rows.size(0), N, weight.size(1), view<S>(rows), transposed<S>(weight), nullptr, N}};
+    if (!covers_product(input, p)) return;
+    output = in_huge_pages(empty(sizes, input));
+    p.C = mutable_data<S>(output);
     p.bias = data<S>(b);
     p.activation = kind;
-    p.preactivation = mutable_data<S>(preactivation);
-    RUN_KERNEL(input, product<S>)(p);
+    if (saves_input(kind)) {
+      saved = empty(sizes, input);
+      p.preactivation = mutable_data<S>(saved);
+    } else if (kind == Activation::relu && sizeof(S) == 2 && input.is_cuda()) {
+      saved = at::empty({rows.size(0), mask_words(N)}, input.options().dtype(at::kLong));
+      p.mask = static_cast<uint64_t*>(saved.mutable_data_ptr());
+    }
+    run_product(input, p);
   });
-  return {output, preactivation};
+  if (!output.defined()) return stock_linear_forward(input, weight, bias, activation, kind);
+  return {output, saved};
 }
 
 std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
@@ -101,38 +108,45 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad, const Ten
   Tensor g = as_rows(grad), x = as_rows(input), s;
   const int64_t M = x.size(0), N = weight.size(0), K = weight.size(1);
   TORCH_CHECK(g.size(0) == M && g.size(1) == N, "linear_backward: expected grad (", M, ", ", N, "), got ", g.sizes());
+  bool is_mask = false;
   if (kind != Activation::none) {
     TORCH_CHECK(saved, "linear_backward: expected the saved tensor of activation ", activation, ", got None");
-    check_same("linear_backward", "saved", *saved, input);
+    is_mask = is_relu_mask(*saved) && kind == Activation::relu && g.element_size() == 2 && g.is_cuda();
+    if (!is_mask) check_same("linear_backward", "saved", *saved, input);
     s = as_rows(*saved).contiguous();
-    TORCH_CHECK(s.sizes() == g.sizes(), "linear_backward: expected saved ", g.sizes(), ", got ", s.sizes());
+    const std::array<int64_t, 2> sizes{M, is_mask ? mask_words(N) : N};
+    TORCH_CHECK(s.sizes() == sizes && s.device() == g.device(), "linear_backward: expected saved ",
+                at::IntArrayRef(sizes), " on ", g.device(), ", got ", s.sizes(), " on ", s.device());
   }
   if (g.stride(1) != 1 && g.stride(1) != 0) g = g.contiguous();
   Tensor dx, dw, db, dz = g;
   if (mask[2]) db = empty({N}, grad);
   if (s.defined()) dz = empty({M, N}, grad);
-  const bool stock = has_stock_products(input);
-  if (mask[0] && !stock) dx = in_huge_pages(empty(input.sizes(), input));
-  if (mask[1] && !stock) dw = in_huge_pages(empty({N, K}, weight));
   WITH_STORAGE_TYPE("linear_backward", input.scalar_type(), [&] {
     if (s.defined() || db.defined()) {
       LinearGradient<S> p{M, N, data<S>(g), g.stride(0), g.stride(1)};
       p.activation = kind;
       p.dbias = mutable_data<S>(db);
       if (s.defined()) {
-        p.saved = data<S>(s);
+        if (is_mask)
+          p.mask = static_cast<const uint64_t*>(s.const_data_ptr());
+        else
+          p.saved = data<S>(s);
         p.dz = mutable_data<S>(dz);
       }
       RUN_KERNEL(input, linear_gradient<S>)(p);
     }
-    if (stock) return;
-    if (mask[0])
-      RUN_KERNEL(input, product<S>)(Product<S>{M, K, N, view<S>(dz), view<S>(weight), mutable_data<S>(dx), K});
-    if (mask[1])
-      RUN_KERNEL(input, product<S>)(Product<S>{N, K, M, transposed<S>(dz), view<S>(x), mutable_data<S>(dw), K});
+    auto multiply = [&](TensorCoreProduct<S> p, Tensor& result, at::IntArrayRef sizes) {
+      if (!covers_product(input, p)) return;
+      result = in_huge_pages(empty(sizes, input));
+      p.C = mutable_data<S>(result);
+      run_product(input, p);
+    };
+    if (mask[0]) multiply({{M, K, N, view<S>(dz), view<S>(weight), nullptr, K}}, dx, input.sizes());
+    if (mask[1]) multiply({{N, K, M, transposed<S>(dz), view<S>(x), nullptr, K}}, dw, {N, K});
   });
-  if (mask[0] && stock) dx = at::mm(dz, weight).view(input.sizes());
-  if (mask[1] && stock) dw = at::mm(dz.t(), x);
+  if (mask[0] && !dx.defined()) dx = at::mm(dz, weight).view(input.sizes());
+  if (mask[1] && !dw.defined()) dw = at::mm(dz.t(), x);
   return {dx, dw, db};
 }
 

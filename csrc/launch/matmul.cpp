@@ -3,11 +3,9 @@
 #include <ATen/TensorUtils.h>
 #include <ATen/ops/matmul.h>
 
-#include "../cpu/product.h"
-#include "covers.h"
 #include "huge_pages.h"
-#include "kernel.h"
 #include "reduce.h"
+#include "tensor_cores.h"
 
 namespace pytorch_ext {
 
@@ -69,27 +67,51 @@ Tensor batch_offsets(const Tensor& t, at::IntArrayRef batch, int64_t count) {
   return offsets;
 }
 
+// Elements between the matrices of t expanded to this batch; none where they are not equally far apart.
+std::optional<int64_t> batch_stride(const Tensor& t, at::IntArrayRef batch, int64_t count) {
+  const Tensor all = t.expand(with_matrix(batch, t.size(-2), t.size(-1)));
+  const at::DimVector in_a_row{count, t.size(-2), t.size(-1)};
+  const auto strides = at::detail::computeStride(all.sizes(), all.strides(), in_a_row);
+  return strides ? std::optional<int64_t>((*strides)[0]) : std::nullopt;
+}
+
+// The batch of p, for the kernel that will take it; false where the tensor cores' cannot. The offsets have to live as
+// long as p is used.
+template <class S>
+bool place_batch(TensorCoreProduct<S>& p, const Tensor& A, const Tensor& B, at::IntArrayRef batch, int64_t count,
+                 std::array<Tensor, 2>& offsets) {
+  p.batch = count, p.c_batch = p.M * p.N;
+  if (sizeof(S) == 2 && A.is_cuda()) {
+    const auto a = batch_stride(A, batch, count), b = batch_stride(B, batch, count);
+    if (!a || !b) return false;
+    p.a_batch = *a, p.b_batch = *b;
+  } else {
+    offsets = {batch_offsets(A, batch, count), batch_offsets(B, batch, count)};
+    p.a_offset = data<int64_t>(offsets[0]), p.b_offset = data<int64_t>(offsets[1]);
+  }
+  return true;
+}
+
 // A (..., M, K) times B (..., K, N), both of two dimensions or more.
 Tensor product_of(const Tensor& A, const Tensor& B) {
   if (has_stock_products(A)) return at::matmul(A, B);
   const auto batch = at::infer_size_dimvector(batch_of(A), batch_of(B));
   const int64_t M = A.size(-2), N = B.size(-1), K = A.size(-1);
   int64_t count = c10::multiply_integers(batch);
-  Tensor a = A, C = in_huge_pages(empty(with_matrix(batch, M, N), A));
+  Tensor a = A, C;
   int64_t rows = M;
   // One B for the whole batch: where the rows of A are equally far apart, it is one product of all of them.
   if (B.dim() == 2 && count > 1 && at::detail::computeStride(A.sizes(), A.strides(), at::DimVector{count * M, K}))
     a = A.view({rows = count * M, K}), count = 1;
   WITH_STORAGE_TYPE("matmul", A.scalar_type(), [&] {
-    Product<S> p{rows, N, K, view<S>(a), view<S>(B), mutable_data<S>(C), N};
-    Tensor a_offsets, b_offsets;
-    if (count != 1) {
-      a_offsets = batch_offsets(A, batch, count), b_offsets = batch_offsets(B, batch, count);
-      p.batch = count, p.a_offset = data<int64_t>(a_offsets), p.b_offset = data<int64_t>(b_offsets), p.c_batch = M * N;
-    }
-    RUN_KERNEL(A, product<S>)(p);
+    TensorCoreProduct<S> p{{rows, N, K, view<S>(a), view<S>(B), nullptr, N}};
+    std::array<Tensor, 2> offsets;
+    if ((count != 1 && !place_batch(p, A, B, batch, count, offsets)) || !covers_product(A, p)) return;
+    C = in_huge_pages(empty(with_matrix(batch, M, N), A));
+    p.C = mutable_data<S>(C);
+    run_product(A, p);
   });
-  return C;
+  return C.defined() ? C : at::matmul(A, B);
 }
 
 Tensor matmul_forward(const Tensor& input, const Tensor& other) {

@@ -1,4 +1,4 @@
-"""The structs that csrc/cpu/*.h, csrc/cuda/batch_offsets.cuh and csrc/numerics/updates.h declare."""
+"""The structs that csrc/cpu/*.h, csrc/cuda/*.h and csrc/numerics/updates.h declare."""
 
 import functools
 from ctypes import Structure, c_bool, c_double, c_float, c_int, c_int64, c_uint32, c_uint64, c_void_p
@@ -18,8 +18,9 @@ DECLARATIONS = {
     "MatrixView": "data* row column",
     "Product": "M N K A:MatrixView B:MatrixView C* c_row bias* activation:enum preactivation* batch a_offset* b_offset*"
     " c_batch",
+    "TensorCoreProduct": "product:Product a_batch b_batch mask*",
     "BatchOffsets": "dims:enum size:24 stride:24 count offsets*",
-    "LinearGradient": "rows columns grad* grad_row grad_column saved* activation:enum dz* dbias*",
+    "LinearGradient": "rows columns grad* grad_row grad_column saved* activation:enum mask* dz* dbias*",
     "Dropout": "n x* y* key:uint64 threshold:uint32 scale:real",
     "SliceSum": "outer rows inner x* x_outer x_row x_inner y*",
     "ElementwiseLossArrays": "loss:enum reduction:enum count input* target* weight* pos_weight* mean_weight*"

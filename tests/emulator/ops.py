@@ -42,12 +42,13 @@ def product(machine, a, b, bias=None, activation="none", preactivation=False):
 
 
 def linear_gradient(machine, grad, saved=None, activation="none", bias=True):
-    """(dz, dbias): dz is grad itself where there is no activation."""
+    """(dz, dbias): dz is grad itself where there is no activation. `saved` may be relu's mask."""
     rows, columns = grad.shape
     dz = machine.memory.empty(rows, columns) if saved is not None else None
     dbias = machine.memory.empty(columns) if bias else None
     p = machine.structures.LinearGradient(rows, columns, machine.memory.put(grad), *grad.stride())
-    p.saved, p.activation = machine.memory.put(saved), ACTIVATIONS.index(activation)
+    p.activation = ACTIVATIONS.index(activation)
+    setattr(p, "mask" if saved is not None and saved.dtype == torch.int64 else "saved", machine.memory.put(saved))
     p.dz, p.dbias = _addresses(dz, dbias)
     machine.call("linear_gradient", p)
     return dz.tensor if dz else grad, dbias.tensor if dbias else None

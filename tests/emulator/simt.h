@@ -1,9 +1,9 @@
 // A SIMT emulator: CUDA kernels, compiled by a C++ compiler from their own source, run on the host.
 //
-// Every thread of a block is a fiber with a stack of its own. It runs until it waits (at a barrier, or for its warp) or
-// ends; when no thread can run, those whose wait is over are released. Blocks run one after the other, so that shared
-// memory is static memory. The schedule goes forwards, or with `reversed` backwards through threads and blocks: what
-// depends on it shows as a difference between the two.
+// Every thread of a block is a fiber with a stack of its own. It runs until it waits (at a barrier, for its warp, or
+// for a condition) or ends; when no thread can run, those whose wait is over are released. Blocks run one after the
+// other, so that shared memory is static memory. The schedule goes forwards, or with `reversed` backwards through
+// threads and blocks: what depends on it shows as a difference between the two.
 //
 // Faults end the launch with a message in `error`: threads that wait for each other, a shuffle from a lane that takes
 // no part, an access to memory that the host protects, a requirement of the kernel that does not hold.
@@ -43,15 +43,19 @@ enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
   cudaErrorInvalidConfiguration = 9,
-  cudaErrorLaunchFailure = 719
+  cudaErrorLaunchFailure = 719,
+  cudaErrorNotSupported = 801
 };
 
 namespace simt {
 
 constexpr int WARP = 32;
-constexpr size_t STACK_BYTES = 64 << 10, SHARED_BYTES = 48 << 10;
+#if !defined(SIMT_SHARED_BYTES)
+#define SIMT_SHARED_BYTES (48 << 10)
+#endif
+constexpr size_t STACK_BYTES = 64 << 10, SHARED_BYTES = SIMT_SHARED_BYTES;
 
-enum class State { ready, at_barrier, in_warp, ended };
+enum class State { ready, at_barrier, in_warp, at_condition, ended };
 
 struct Thread {
   State state;
@@ -59,9 +63,10 @@ struct Thread {
   ucontext_t start;
   jmp_buf here;
   std::unique_ptr<char[]> stack;
-  uint32_t mask;          // of a warp operation: the lanes that take part,
-  int source;             // the lane it reads,
-  uint64_t given, taken;  // its own value and the one it reads
+  uint32_t mask;                    // of a warp operation: the lanes that take part,
+  int source;                       // the lane it reads,
+  uint64_t given, taken;            // its own value and the one it reads
+  std::function<bool()> condition;  // what a thread at a condition waits for
 };
 
 struct Launch {        // what a launch asked for, kept in `recorded` instead of being run
@@ -83,6 +88,8 @@ inline sigjmp_buf fault;
 inline void* fault_address;
 inline const char* failure;  // of the kernel's own requirements, or null
 inline std::function<void()> body;
+// Does a piece of what threads have begun and do not do themselves; false where nothing is left of it.
+inline std::function<bool()> background = [] { return false; };
 alignas(128) inline unsigned char shared_memory[SHARED_BYTES];
 
 inline std::string name_of(const void* function) {
@@ -99,6 +106,11 @@ inline std::string text(const dim3& d) {
 __attribute__((noinline)) inline void wait(State state) {
   threads[running].state = state;
   if (_setjmp(threads[running].here) == 0) _longjmp(scheduler, 1);
+}
+
+inline void wait_until(std::function<bool()> condition) {
+  threads[running].condition = std::move(condition);
+  wait(State::at_condition);
 }
 
 inline void thread_body() {
@@ -161,10 +173,18 @@ inline bool release_warps(int count, bool& released) {
 
 inline bool release_barrier(int count) {
   for (int t = 0; t < count; t++)
-    if (threads[t].state == State::in_warp || threads[t].state == State::ready) return false;
+    if (threads[t].state != State::at_barrier && threads[t].state != State::ended) return false;
   for (int t = 0; t < count; t++)
     if (threads[t].state == State::at_barrier) threads[t].state = State::ready;
   return true;
+}
+
+inline bool release_conditions(int count) {
+  bool released = false;
+  for (int t = 0; t < count; t++)
+    if (threads[t].state == State::at_condition && threads[t].condition())
+      threads[t].state = State::ready, released = true;
+  return released;
 }
 
 inline bool run_block(int count) {
@@ -175,16 +195,18 @@ inline bool run_block(int count) {
       const int t = reversed ? count - 1 - i : i;
       if (threads[t].state == State::ready) resume(t);
     }
-    int number[4] = {};
+    int number[5] = {};
     for (int t = 0; t < count; t++) number[static_cast<int>(threads[t].state)]++;
     const int at_barrier = number[static_cast<int>(State::at_barrier)],
-              in_warp = number[static_cast<int>(State::in_warp)];
-    if (at_barrier + in_warp == 0) return true;
+              in_warp = number[static_cast<int>(State::in_warp)],
+              at_condition = number[static_cast<int>(State::at_condition)];
+    if (at_barrier + in_warp + at_condition == 0) return true;
     bool released = false;
     if (!release_warps(count, released)) return false;
-    if (released || release_barrier(count)) continue;
+    if (released || release_barrier(count) || release_conditions(count) || background()) continue;
     error = "deadlock: " + std::to_string(at_barrier) + " threads wait at __syncthreads, " + std::to_string(in_warp) +
-            " for other lanes of their warp";
+            " for other lanes of their warp" +
+            (at_condition ? ", " + std::to_string(at_condition) + " for a condition" : "");
     return false;
   }
 }
