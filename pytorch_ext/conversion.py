@@ -84,12 +84,20 @@ def convert(model):
 def revert(model):
     """Undo :func:`convert`: every module has its own class again. Returns a :class:`ConversionReport`.
 
-    Layers that were this package's before stay. Raises TypeError for anything but a module.
+    Layers that were this package's before stay. What another library has derived a class from since (sharding does) is
+    left, with the reason. Raises TypeError for anything but a module.
     """
     expect(isinstance(model, torch.nn.Module), "revert", "a torch.nn.Module", type(model).__name__, TypeError)
     found = [(path, module, class_before(module)) for path, module in model.named_modules() if MARK in module.__dict__]
-    exchange_classes([(module, cls, False) for _, module, cls in found])
-    report = ConversionReport(Row(path, cls.__name__, "reverted") for path, _, cls in found)
+    known = [(path, module, cls) for path, module, cls in found if cls is not type(module)]
+    exchange_classes([(module, cls, False) for _, module, cls in known])
+    rows = [Row(path, cls.__name__, "reverted") for path, _, cls in known]
+    rows += [
+        Row(path, cls.__name__, "left", "its class was changed after its conversion")
+        for path, module, cls in found
+        if MARK in module.__dict__
+    ]
+    report = ConversionReport(rows)
     report.title = "pytorch_ext.revert"
     return report
 
@@ -159,6 +167,8 @@ def finding_of(module, path, holder):
     base = next((base for base in TWINS if base is not torch.nn.Sequential and issubclass(layer, base)), None)
     if base is not None:
         return Finding(path, module, cls, f"a subclass of {base.__name__} may compute something else")
+    if isinstance(module, torch.fx.GraphModule):
+        return Finding(path, module, cls, "a GraphModule generates its own forward")
     if cls.__module__.partition(".")[0] == "torch" and cls not in TORCH_CLASSES:
         return Finding(path, module, cls, "" if module._modules else "this package has no kernel for it")
     return finding_of_users(module, path)
@@ -167,8 +177,6 @@ def finding_of(module, path, holder):
 def finding_of_users(module, path):
     """What is to become of an object of a user's class: its methods may call activations of a Linear's result."""
     cls = type(module)
-    if isinstance(module, torch.fx.GraphModule):
-        return Finding(path, module, cls, "a GraphModule generates its own forward")
     places, problem = places_in(module)
     keys = {place.key for place in places}
     if cls.forward is torch.nn.Sequential.forward and cls.__iter__ is torch.nn.Sequential.__iter__:

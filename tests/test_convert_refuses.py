@@ -73,6 +73,26 @@ def test_a_forward_replaced_on_the_object_is_left():
     assert_same_bits(model(torch.ones(2, 3)), torch.full((2, 3), 2.0))
 
 
+def test_a_graph_module_keeps_its_generated_forward():
+    model = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(3, 4), nn.ReLU()))
+    x, before = torch.randn(2, 3), snapshot(model)
+    expected = model(x)
+    report = pytorch_ext.convert(model)
+    assert reason(report, "") == ("left", "a GraphModule generates its own forward")
+    torch.testing.assert_close(model(x), expected)
+    pytorch_ext.revert(model)
+    assert snapshot(model) == before
+
+
+def test_a_class_derived_since_is_left_by_revert_with_the_reason():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+    pytorch_ext.convert(model)
+    model[0].__class__ = type("Sharded", (type(model[0]),), {})
+    report = pytorch_ext.revert(model)
+    assert reason(report, "0") == ("left", "its class was changed after its conversion")
+    assert type(model[1]) is nn.ReLU and type(model) is nn.Sequential
+
+
 def test_compiled_models_are_left_with_the_reason():
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
     with warnings.catch_warnings():
