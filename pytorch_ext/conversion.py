@@ -4,6 +4,7 @@ A module stays the object it is, with its parameters, hooks and state; only its 
 from it. What runs as one kernel is decided in the class of the module around it, call by call.
 """
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -75,9 +76,10 @@ def convert(model):
     findings = list(examine(model, "", None, {}))
     names = [type(finding.module).__name__ for finding in findings]
     changed = [finding.cls is not type(finding.module) for finding in findings]
-    exchange_classes([(f.module, f.cls, True) for f, change in zip(findings, changed, strict=True) if change])
-    fused = fused_products(findings)
-    rows = (row_of(*found, fused) for found in zip(findings, names, changed, strict=True))
+    changes = [(f.module, f.cls, True) for f, change in zip(findings, changed, strict=True) if change]
+    with exchanged_classes(changes):
+        fused = fused_products(findings)
+        rows = [row_of(*found, fused) for found in zip(findings, names, changed, strict=True)]
     return ConversionReport(row for row in rows if row)
 
 
@@ -90,24 +92,23 @@ def revert(model):
     expect(isinstance(model, torch.nn.Module), "revert", "a torch.nn.Module", type(model).__name__, TypeError)
     found = [(path, module, class_before(module)) for path, module in model.named_modules() if MARK in module.__dict__]
     known = [(path, module, cls) for path, module, cls in found if cls is not type(module)]
-    exchange_classes([(module, cls, False) for _, module, cls in known])
-    rows = [Row(path, cls.__name__, "reverted") for path, _, cls in known]
-    rows += [
-        Row(path, cls.__name__, "left", "its class was changed after its conversion")
-        for path, module, cls in found
-        if MARK in module.__dict__
-    ]
+    with exchanged_classes([(module, cls, False) for _, module, cls in known]):
+        rows = [Row(path, cls.__name__, "reverted") for path, _, cls in known]
+        changed = [(path, cls.__name__) for path, module, cls in found if MARK in module.__dict__]
+        rows += [Row(*names, "left", "its class was changed after its conversion") for names in changed]
     report = ConversionReport(rows)
     report.title = "pytorch_ext.revert"
     return report
 
 
-def exchange_classes(changes):
-    """Give every (module, class, marked) its class, or none of them."""
+@contextlib.contextmanager
+def exchanged_classes(changes):
+    """Give every (module, class, marked) its class; where that or the block fails, all of them their own again."""
     before = [(module, type(module), MARK in module.__dict__) for module, _, _ in changes]
     try:
         for change in changes:
             exchange_class(*change)
+        yield
     except BaseException:
         for change in before:
             exchange_class(*change)

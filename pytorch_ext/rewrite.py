@@ -38,7 +38,7 @@ class Place:
         first, column, last, end = self.where
         lines = [linecache.getline(self.file, n).encode() for n in range(first, last + 1)]
         lines[-1], lines[0] = lines[-1][:end], lines[0][column:] if first < last else lines[0][:end][column:]
-        text = " ".join(line.decode().strip() for line in lines)
+        text = " ".join(line.decode(errors="replace").strip() for line in lines)
         return f"line {first}: {text}"
 
 
