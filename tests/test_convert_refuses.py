@@ -1,6 +1,7 @@
 """What convert leaves alone and why, and that it never leaves a model half converted."""
 
 import copy
+import typing
 import warnings
 
 import pytest
@@ -141,6 +142,21 @@ def test_an_error_in_the_report_leaves_the_model_as_it_was(monkeypatch, function
     with pytest.raises(MemoryError):
         getattr(pytorch_ext, function)(model)
     assert snapshot(model) == before
+
+
+def test_generic_classes_are_derived_from_like_others():
+    class Net(nn.Module, typing.Generic[typing.TypeVar("T")]):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+
+        def forward(self, x):
+            return torch.relu(self.fc(x))
+
+    model = Net()
+    assert pytorch_ext.convert(model).paths("fused") == ["fc"] and isinstance(model, Net)
+    pytorch_ext.revert(model)
+    assert type(model) is Net
 
 
 NO_FILE = """
