@@ -1,6 +1,7 @@
 """What is measured: operators by shape, and whole training steps of the models."""
 
 import torch
+from converted_cases import converted
 
 import pytorch_ext.functional as F
 import pytorch_ext.nn as nn
@@ -117,7 +118,7 @@ def training_steps():
             f"step {name}",
             {
                 "ours": step(nn, optim, *case, fused=True),
-                "ours, layers unfused": step(nn, optim, *case, fused=False),
+                "ours, activations as layers": step(nn, optim, *case, fused=False),
                 "ours, TrainStep": step(nn, optim, *case, fused=False, native=True),
                 "stock": step(torch.nn, torch.optim, *case, fused=False),
                 "stock, fused optimiser": step(torch.nn, torch.optim, *case, fused=False, fused_optimizer=True),
@@ -161,4 +162,10 @@ def optimizers():
     )
 
 
-GROUPS = {"products": products, "rows": rows, "optimizers": optimizers, "steps": training_steps}
+GROUPS = {
+    "products": products,
+    "rows": rows,
+    "optimizers": optimizers,
+    "steps": training_steps,
+    "converted": converted,
+}

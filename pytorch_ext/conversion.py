@@ -4,6 +4,7 @@ A module stays the object it is, with its parameters, hooks and state; only its 
 from it. What runs as one kernel is decided in the class of the module around it, call by call.
 """
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -75,31 +76,39 @@ def convert(model):
     findings = list(examine(model, "", None, {}))
     names = [type(finding.module).__name__ for finding in findings]
     changed = [finding.cls is not type(finding.module) for finding in findings]
-    exchange_classes([(f.module, f.cls, True) for f, change in zip(findings, changed, strict=True) if change])
-    fused = fused_products(findings)
-    rows = (row_of(*found, fused) for found in zip(findings, names, changed, strict=True))
+    changes = [(f.module, f.cls, True) for f, change in zip(findings, changed, strict=True) if change]
+    with exchanged_classes(changes):
+        fused = fused_products(findings)
+        rows = [row_of(*found, fused) for found in zip(findings, names, changed, strict=True)]
     return ConversionReport(row for row in rows if row)
 
 
 def revert(model):
     """Undo :func:`convert`: every module has its own class again. Returns a :class:`ConversionReport`.
 
-    Layers that were this package's before stay. Raises TypeError for anything but a module.
+    Layers that were this package's before stay. What another library has derived a class from since (sharding does) is
+    left, with the reason. Raises TypeError for anything but a module.
     """
     expect(isinstance(model, torch.nn.Module), "revert", "a torch.nn.Module", type(model).__name__, TypeError)
     found = [(path, module, class_before(module)) for path, module in model.named_modules() if MARK in module.__dict__]
-    exchange_classes([(module, cls, False) for _, module, cls in found])
-    report = ConversionReport(Row(path, cls.__name__, "reverted") for path, _, cls in found)
+    known = [(path, module, cls) for path, module, cls in found if cls is not type(module)]
+    with exchanged_classes([(module, cls, False) for _, module, cls in known]):
+        rows = [Row(path, cls.__name__, "reverted") for path, _, cls in known]
+        changed = [(path, cls.__name__) for path, module, cls in found if MARK in module.__dict__]
+        rows += [Row(*names, "left", "its class was changed after its conversion") for names in changed]
+    report = ConversionReport(rows)
     report.title = "pytorch_ext.revert"
     return report
 
 
-def exchange_classes(changes):
-    """Give every (module, class, marked) its class, or none of them."""
+@contextlib.contextmanager
+def exchanged_classes(changes):
+    """Give every (module, class, marked) its class; where that or the block fails, all of them their own again."""
     before = [(module, type(module), MARK in module.__dict__) for module, _, _ in changes]
     try:
         for change in changes:
             exchange_class(*change)
+        yield
     except BaseException:
         for change in before:
             exchange_class(*change)
@@ -159,6 +168,8 @@ def finding_of(module, path, holder):
     base = next((base for base in TWINS if base is not torch.nn.Sequential and issubclass(layer, base)), None)
     if base is not None:
         return Finding(path, module, cls, f"a subclass of {base.__name__} may compute something else")
+    if isinstance(module, torch.fx.GraphModule):
+        return Finding(path, module, cls, "a GraphModule generates its own forward")
     if cls.__module__.partition(".")[0] == "torch" and cls not in TORCH_CLASSES:
         return Finding(path, module, cls, "" if module._modules else "this package has no kernel for it")
     return finding_of_users(module, path)
@@ -167,8 +178,6 @@ def finding_of(module, path, holder):
 def finding_of_users(module, path):
     """What is to become of an object of a user's class: its methods may call activations of a Linear's result."""
     cls = type(module)
-    if isinstance(module, torch.fx.GraphModule):
-        return Finding(path, module, cls, "a GraphModule generates its own forward")
     places, problem = places_in(module)
     keys = {place.key for place in places}
     if cls.forward is torch.nn.Sequential.forward and cls.__iter__ is torch.nn.Sequential.__iter__:

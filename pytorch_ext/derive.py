@@ -20,7 +20,8 @@ _MADE = weakref.WeakValueDictionary()  # (class, keys) -> derived class
 
 def is_derivable(cls):
     """Whether a class can be derived from this one without the user's code noticing."""
-    watched = any("__init_subclass__" in vars(base) for base in cls.__mro__[:-1])
+    own = [base for base in cls.__mro__ if base.__module__ not in ("builtins", "typing")]
+    watched = any("__init_subclass__" in vars(base) for base in own)
     return type(cls) in (type, abc.ABCMeta) and not watched
 
 

@@ -55,8 +55,9 @@ def explain(model, batch, *, backward=True):
     """Run ``model(batch)`` once, and its backward pass where something requires a gradient, and tell every operation.
 
     batch: a tensor, a tuple of arguments or a dict of named ones. Works on a copy. Operations that only make or move
-    tensors are left out. Times are of single calls with their overhead, after one run to warm up. Returns an
-    :class:`Explanation`; raises TypeError for anything but a module.
+    tensors are left out; backward passes of the Triton path are no operators and make no rows. Times are of single
+    calls with their overhead, after one run to warm up. Returns an :class:`Explanation`; raises TypeError for anything
+    but a module.
     """
     expect(isinstance(model, torch.nn.Module), "explain", "a torch.nn.Module", type(model).__name__, TypeError)
     model = copy.deepcopy(model)

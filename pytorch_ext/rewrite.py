@@ -38,7 +38,7 @@ class Place:
         first, column, last, end = self.where
         lines = [linecache.getline(self.file, n).encode() for n in range(first, last + 1)]
         lines[-1], lines[0] = lines[-1][:end], lines[0][column:] if first < last else lines[0][:end][column:]
-        text = " ".join(line.decode().strip() for line in lines)
+        text = " ".join(line.decode(errors="replace").strip() for line in lines)
         return f"line {first}: {text}"
 
 
@@ -238,7 +238,7 @@ class Exchange(ast.NodeTransformer):
         loads = [node.id for node in names if not isinstance(node.ctx, ast.Store) or node in changed]
         self.loads = {name: loads.count(name) for name in loads}
         # A handler, or a look at all names, could read what a statement left out would have assigned.
-        handlers = any(isinstance(node, ast.Try) for node in ast.walk(tree))
+        handlers = any(type(node).__name__ in ("Try", "TryStar") for node in ast.walk(tree))
         self.names_are_plain = not handlers and not {"locals", "vars", "eval", "exec", "dir"} & self.loads.keys()
         self.root = copy.deepcopy(tree)
         return self.visit(self.root)

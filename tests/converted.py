@@ -163,3 +163,9 @@ def snapshot(model):
         list(model.state_dict()),
         [sorted(vars(module)) for module in model.modules()],
     )
+
+
+def reason(report, path):
+    """(what was done to the module of that path, the detail)."""
+    (row,) = [row for row in report.rows if row.path == path]
+    return row.done, row.detail

@@ -1,6 +1,7 @@
-"""A converted model in several processes: DistributedDataParallel over gloo, workers of a DataLoader."""
+"""A converted model in several processes: data parallel, sharded and split over gloo; workers of a DataLoader."""
 
 import copy
+import socket
 
 import pytest
 import torch
@@ -8,6 +9,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from accuracy import assert_same_bits
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
@@ -46,22 +51,53 @@ def one_of_two(rank, port, folder):
     dist.destroy_process_group()
 
 
-@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="there is no gloo")
-def test_two_processes_end_in_the_weights_of_one(tmp_path):
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.start_processes(one_of_two, args=(port, str(tmp_path)), nprocs=2, start_method="fork")
-    states = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+def trained_alone():
     model = perceptron()
     optimizer = optim.SGD(model.parameters(), lr=0.5)
     for x in batches():
         step(model, optimizer, x)
-    for name, weight in model.state_dict().items():
+    return {name: p.detach() for name, p in model.named_parameters()}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="there is no gloo")
+def test_two_processes_end_in_the_weights_of_one(tmp_path):
+    mp.start_processes(one_of_two, args=(free_port(), str(tmp_path)), nprocs=2, start_method="fork")
+    states = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    for name, weight in trained_alone().items():
         assert_same_bits(states[0][name], states[1][name], name)
         torch.testing.assert_close(states[0][name], weight)
+
+
+def sharded(rank, port, folder, kind):
+    """Trains with FSDP2, or with the two products split over the processes."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    mesh, model = init_device_mesh("cpu", (2,)), perceptron()
+    if kind == "fully_shard":
+        fully_shard(model[0], mesh=mesh), fully_shard(model, mesh=mesh)
+    else:
+        parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for x in batches():
+        step(model, optimizer, x.chunk(2)[rank] if kind == "fully_shard" else x)
+    state = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in model.named_parameters()}
+    torch.save({name: p.detach().clone() for name, p in state.items()}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="there is no gloo")
+@pytest.mark.parametrize("kind", ["fully_shard", "tensor_parallel"])
+def test_sharded_models_end_in_the_weights_of_one_process(tmp_path, kind):
+    mp.start_processes(sharded, args=(free_port(), str(tmp_path), kind), nprocs=2, start_method="fork")
+    expected = trained_alone()
+    for rank in (0, 1):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected)
 
 
 class Features(Dataset):

@@ -9,7 +9,7 @@ from converted import made
 from torch import nn
 
 import pytorch_ext
-from pytorch_ext import native
+from pytorch_ext import functional, native, verification
 from pytorch_ext.backends import choice
 
 pytestmark = pytest.mark.skipif(native.library is None, reason=f"native library: {native.reason}")
@@ -95,6 +95,12 @@ def test_without_kernels_there_is_nothing_to_verify():
     with pytorch_ext.backend("stock"):
         report = pytorch_ext.verify(nn.Linear(3, 4), torch.randn(2, 3))
     assert report.summary() == "no kernel of this package ran" and {row.op for row in report} == {"whole model"}
+
+
+def test_every_op_can_be_verified():
+    activations = {"relu", "sigmoid", "tanh", "gelu", "silu"}  # one kernel
+    unverified = {"dropout"}  # a product with a constant
+    assert set(functional.__all__) - activations - unverified <= set(verification.FUNCTIONS)
 
 
 def test_random_models_are_refused_and_dropout_modules_do_not_drop():
