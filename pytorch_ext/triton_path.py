@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from packaging.version import Version
 
-MINIMUM = "3.9"  # the oldest that the tests have run with
+MINIMUM = "3.6"  # the oldest that the tests have run with
 INSTALL = f"pip install 'triton>={MINIMUM}'"
 PACKAGE = f"{__package__}.triton_kernels"
 

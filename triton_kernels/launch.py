@@ -57,23 +57,10 @@ def run(kernel, grid, arguments, constants, options):
 
 
 if INTERPRETED:
-    import dataclasses
+    from . import interpreter
 
-    import numpy
-    from triton.runtime.interpreter import interpreter_builder
-
-    # It would look for overflow after every operation on integers, which takes as long as the rest.
-    interpreter_builder.options = dataclasses.replace(interpreter_builder.options, sanitize_overflow=False)
-
-    def run(kernel, grid, arguments, constants, options):  # noqa: F811
-        """Subnormals count on a device, whatever the calling thread has set."""
-        flushes = not numpy.float32(1e-40) * numpy.float32(1)
-        with numpy.errstate(all="ignore"), torch.no_grad():
-            torch.set_flush_denormal(False)
-            try:
-                kernel[grid](*arguments, **constants, **options)
-            finally:
-                torch.set_flush_denormal(flushes)
+    interpreter.prepare()
+    run = interpreter.run  # noqa: F811
 
 
 def can_run_on(device):

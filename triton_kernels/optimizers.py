@@ -31,7 +31,7 @@ def sgd_kernel(
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     p, g = load(p_ptr, i, count), load(g_ptr, i, count)
     if MAXIMIZE:
-        g = -g
+        g = n.negative(g)
     if DECAY:
         g = tl.fma(p, weight_decay, g)
     if BUFFER:
@@ -52,7 +52,7 @@ def adam_kernel(
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     p, g = load(p_ptr, i, count), load(g_ptr, i, count)
     if MAXIMIZE:
-        g = -g
+        g = n.negative(g)
     if DECAY and DECOUPLED:
         p = tl.fma(p, negative_lr_weight_decay, p)
     elif DECAY:

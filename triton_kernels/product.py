@@ -19,15 +19,10 @@ def dot(a, b, c):
 
 
 if INTERPRETED:
-    from triton.runtime.interpreter import TensorHandle, interpreter_builder
+    from .interpreter import chain_of_fma
 
     def dot(a, b, c):  # noqa: F811
-        """The same chain: the interpreter's own tl.dot is numpy's matmul, whose order is its own."""
-        a, b, accumulator = n.widen(a).handle, n.widen(b).handle, c.handle
-        for k in range(a.data.shape[1]):
-            column, row = TensorHandle(a.data[:, k : k + 1], a.dtype), TensorHandle(b.data[k : k + 1], b.dtype)
-            accumulator = interpreter_builder.create_fma(column, row, accumulator)
-        return tl.core.tensor(accumulator, c.type)
+        return chain_of_fma(n.widen(a), n.widen(b), c)
 
 
 # Sums over K in chunks of 256: an ascending chain from +0 in each, the chunks added left to right. Beyond K stand +0 in

@@ -1,10 +1,12 @@
 """A machine that compiles a Triton launch for an architecture, lints its PTX and interprets it on CPU tensors."""
 
 import collections
+import ctypes
+import ctypes.util
 
 import numpy as np
 import triton
-from triton._C.libtriton import interpreter as exact
+from spec import arithmetic
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
@@ -18,9 +20,13 @@ from .values import FLOATING, INTEGER
 PACKED = {"fp32": np.float32, "fp64": np.float64, "i32": np.int32, "i64": np.int64, "u64": np.uint64}
 
 
+libm = ctypes.CDLL(ctypes.util.find_library("m"))
+libm.fma.argtypes, libm.fma.restype = [ctypes.c_double] * 3, ctypes.c_double
+fma_of_doubles = np.frompyfunc(libm.fma, 3, 1)
+
+
 def fma(a, b, c):
-    function = exact.fma_fp32 if a.dtype == np.float32 else exact.fma_fp64
-    return function(*(np.ascontiguousarray(x) for x in (a, b, c)))
+    return arithmetic.fma(a, b, c) if a.dtype == np.float32 else fma_of_doubles(a, b, c).astype(np.float64)
 
 
 class TritonMachine:
