@@ -6,7 +6,7 @@ Replace ``torch.nn`` by ``pytorch_ext.nn``, ``torch.optim`` by ``pytorch_ext.opt
 
 import torch  # noqa: F401  (before the native library, which is linked against it)
 
-from . import functional, nn, optim
+from . import functional, nn, optim, triton_operators  # noqa: F401  (the last registers torch.ops.pytorch_ext_triton)
 from .backends import available_backends, backend
 from .version import __version__
 

@@ -61,6 +61,11 @@ class Choice:
             raise ValueError(f"backend: expected one of {', '.join(available_backends())}, got {name!r}{why}")
         self.name, self.kernels = name, _BACKENDS[name]
 
+    @property
+    def takes_triton(self):
+        """Whether Triton's kernels take what the native library does not cover on a GPU."""
+        return self.name == "triton" or isinstance(self.kernels, FirstOf)
+
 
 def automatic():
     """(name, namespace) of the best path: on a GPU it is Triton where the native library has no CUDA part."""

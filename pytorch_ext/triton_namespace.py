@@ -167,7 +167,7 @@ def expands(shape, to):
 
 def same_shape(*tensors):
     given = [t for t in tensors if t is not None]
-    return all(is_ordinary(t) for t in given) and len({t.shape for t in given}) == 1
+    return all(is_ordinary(t) and t.shape == given[0].shape for t in given)
 
 
 def mse_loss(input, target, weight, reduction):

@@ -1,6 +1,5 @@
 """binary_cross_entropy: of probabilities, value and gradients in one pass."""
 
-import torch
 import torch.nn.functional as F
 
 from .checks import expect, expect_alike, expect_tensors
@@ -28,8 +27,8 @@ def binary_cross_entropy(input, target, weight=None, size_average=None, reduce=N
     loss = None
     if not compiling:
         loss = choice.kernels.binary_cross_entropy(input, target, weight, REDUCTIONS[reduction])
-    elif traceable_loss(input, target, weight):
-        loss = torch.ops.pytorch_ext.binary_cross_entropy(input, target, weight, REDUCTIONS[reduction])
+    elif operators := traceable_loss(input, target, weight):
+        loss = operators.binary_cross_entropy(input, target, weight, REDUCTIONS[reduction])
     if loss is not None:
         return loss
     return F.binary_cross_entropy(input, target, weight, reduction=reduction)

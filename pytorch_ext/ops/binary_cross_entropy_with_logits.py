@@ -1,6 +1,5 @@
 """binary_cross_entropy_with_logits: the sigmoid is part of the loss, value and gradients in one pass."""
 
-import torch
 import torch.nn.functional as F
 
 from .binary_cross_entropy import check
@@ -32,10 +31,8 @@ def binary_cross_entropy_with_logits(
     loss = None
     if not compiling:
         loss = choice.kernels.binary_cross_entropy_with_logits(input, target, weight, pos_weight, REDUCTIONS[reduction])
-    elif traceable_loss(input, target, weight, pos_weight):
-        loss = torch.ops.pytorch_ext.binary_cross_entropy_with_logits(
-            input, target, weight, pos_weight, REDUCTIONS[reduction]
-        )
+    elif operators := traceable_loss(input, target, weight, pos_weight):
+        loss = operators.binary_cross_entropy_with_logits(input, target, weight, pos_weight, REDUCTIONS[reduction])
     if loss is not None:
         return loss
     return F.binary_cross_entropy_with_logits(input, target, weight, reduction=reduction, pos_weight=pos_weight)

@@ -31,16 +31,17 @@ def mse_loss(input, target, size_average=None, reduce=None, reduction="mean", we
         loss = choice.kernels.mse_loss_broadcast(input, target, weight, REDUCTIONS[reduction])
         if loss is not None and broadcast:
             warn_of_broadcasting(input, target)
-    elif traceable_loss(input, target, weight):
-        operator = _warning_operator if broadcast else torch.ops.pytorch_ext.mse_loss
-        loss = operator(input, target, weight, REDUCTIONS[reduction])
+    elif operators := traceable_loss(input, target, weight):
+        if broadcast:
+            input = _with_warning(input, target)
+        loss = operators.mse_loss(input, target, weight, REDUCTIONS[reduction])
     return F.mse_loss(input, target, reduction=reduction, weight=weight) if loss is None else loss
 
 
 @torch.compiler.allow_in_graph  # Dynamo cannot trace a warning
-def _warning_operator(input, target, weight, reduction):
+def _with_warning(input, target):
     warn_of_broadcasting(input, target)
-    return torch.ops.pytorch_ext.mse_loss(input, target, weight, reduction)
+    return input
 
 
 def warn_of_broadcasting(input, target):
