@@ -44,14 +44,17 @@ def device_of(tensor):
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
-def launch(kernel, grid, *arguments, num_warps=4, num_stages=2, **constants):
-    """Run a kernel over a grid (a tuple); no program means no launch. The first argument is a tensor."""
+def launch(kernel, grid, *arguments, num_warps=4, num_stages=2, reached=(), **constants):
+    """Run a kernel over a grid (a tuple); no program means no launch. The first argument is a tensor.
+
+    ``reached`` are tensors that the kernel finds by their addresses.
+    """
     if 0 not in grid:
         with device_of(arguments[0]):
-            run(kernel, grid, arguments, constants, dict(OPTIONS, num_warps=num_warps, num_stages=num_stages))
+            run(kernel, grid, arguments, constants, dict(OPTIONS, num_warps=num_warps, num_stages=num_stages), reached)
 
 
-def run(kernel, grid, arguments, constants, options):
+def run(kernel, grid, arguments, constants, options, reached):
     """The launch itself: what a test replaces by a machine of its own."""
     kernel[grid](*arguments, **constants, **options)
 
@@ -61,6 +64,11 @@ if INTERPRETED:
 
     interpreter.prepare()
     run = interpreter.run  # noqa: F811
+
+
+def reaches(device):
+    """Whether kernels find memory of this device by its address: an interpreted one works on copies."""
+    return not INTERPRETED or device.type == "cpu"
 
 
 def can_run_on(device):

@@ -120,26 +120,32 @@ def updates():
     import pytorch_ext
     from pytorch_ext import optim
 
-    def run(backend, name, options, clip):
+    shapes = (1,), (1030,), (0,), (3, 7), (4100,)
+
+    def run(backend, name, options, dtype):
         torch.manual_seed(1)
-        params = [torch.nn.Parameter(random(*shape)) for shape in ((1,), (1030,), (3, 7))]
+        params = [torch.nn.Parameter(random(*shape).to(dtype)) for shape in shapes]
         optimizer = getattr(optim, name)(params, **options)
         with pytorch_ext.backend(backend):
             for _ in range(3):
                 for p in params:
-                    p.grad = random(*p.shape)
-                norm = [optim.clip_grad_norm_(params, 5.0)] if clip else []
+                    p.grad = random(*p.shape, special=p.dim() > 1).to(dtype)
+                    p.grad[p.grad.isfinite().logical_not()] = 0.0
+                norm = [optim.clip_grad_norm_(params, 5.0)]
                 optimizer.step()
         return [p.detach() for p in params] + norm
 
     momentum = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "nesterov": True}
     amsgrad = {"amsgrad": True, "weight_decay": 0.01, "maximize": True}
     cases = [("SGD", {"lr": 0.1}), ("SGD", momentum), ("Adam", {}), ("Adam", amsgrad), ("AdamW", {})]
-    for name, options in cases:
-        for i, (a, b) in enumerate(
-            zip(*(run(path, name, options, True) for path in ("triton", "native")), strict=True)
-        ):
-            assert_same_bits(a, b, f"result {i} of {name} {options}")
+    cases = [(*case, torch.float32) for case in cases] + [
+        ("SGD", momentum, torch.float64),
+        ("Adam", amsgrad, torch.float64),
+    ]
+    for case in cases:
+        results = [run(path, *case) for path in ("triton", "native")]
+        for i, (a, b) in enumerate(zip(*results, strict=True)):
+            assert_same_bits(a, b, f"result {i} of {case}")
 
 
 def tensor_cores(machine):

@@ -38,18 +38,18 @@ class TritonMachine:
         self.violations, self.launches = set(), collections.Counter()
         self.texts = None  # a list takes the PTX of launches that are only compiled
 
-    def run(self, kernel, grid, arguments, constants, options):
+    def run(self, kernel, grid, arguments, constants, options, reached):
         options = {**options, **({"num_warps": self.warps} if self.warps else {})}
         compiled, values = self.compile(kernel, arguments, {**constants, **options})
         if self.texts is not None:
             return self.texts.append(compiled.asm["ptx"])
         (code,) = parse(compiled.asm["ptx"]).values()
-        if contract(arguments):
+        tensors = [t for t in (*arguments, *reached) if hasattr(t, "data_ptr")]
+        if contract(tensors):
             self.violations.update(lint.violations(code))
         self.launches[kernel.__name__] += 1
         values = [pack(kind, value) for kind, value in values if kind != "constexpr"]
         values += [bytes(size) for _, size in list(code.parameters.values())[len(values) :]]  # Triton's own scratch
-        tensors = [t for t in arguments if hasattr(t, "data_ptr")]
         regions = {t.untyped_storage().data_ptr(): storage(t) for t in tensors}
         block, grid = (32 * compiled.metadata.num_warps, 1, 1), (*grid, 1, 1)[:3]
         TritonLaunch(code, grid, block, compiled.metadata.shared, values, list(regions.items()), fma).run()
@@ -133,10 +133,9 @@ class TritonLaunch(Launch):
             yield register, Memory([(0, array)]), at + (owners[threads] * size).astype(np.uint64)
 
 
-def contract(arguments):
+def contract(tensors):
     """Whether a launch computes in float32, as the contract has it."""
-    dtypes = {str(t.dtype) for t in arguments if hasattr(t, "data_ptr")}
-    return not dtypes & {"torch.float64", "torch.float16", "torch.bfloat16"}
+    return not {str(t.dtype) for t in tensors} & {"torch.float64", "torch.float16", "torch.bfloat16"}
 
 
 def storage(t):
