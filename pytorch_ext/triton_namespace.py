@@ -25,8 +25,13 @@ def activation(input, kind):
     return ActivationFunction.apply(input, kind)
 
 
+def covers_products(input):
+    """Whether products are as torch's flags ask: of float32 as it is, or on a GPU as TF32."""
+    return products_are_ieee(input) or kernels.product.precision_of(input) == "tf32"
+
+
 def linear(input, weight, bias, activation):
-    if not covers(input, weight, bias) or activation not in ACTIVATIONS or not products_are_ieee(input):
+    if not covers(input, weight, bias) or activation not in ACTIVATIONS or not covers_products(input):
         return None
     fits = input.dim() >= 1 and weight.dim() == 2 and input.shape[-1] == weight.shape[1]
     if not fits or (bias is not None and bias.shape != weight.shape[:1]):
@@ -39,7 +44,7 @@ def linear(input, weight, bias, activation):
 
 
 def matmul(input, other):
-    if not covers(input, other) or not products_are_ieee(input) or min(input.dim(), other.dim()) < 1:
+    if not covers(input, other) or not covers_products(input) or min(input.dim(), other.dim()) < 1:
         return None
     batches = zip(reversed(input.shape[:-2]), reversed(other.shape[:-2]), strict=False)
     if input.shape[-1] != other.shape[max(other.dim() - 2, 0)] or any(a != b and 1 not in (a, b) for a, b in batches):

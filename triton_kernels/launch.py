@@ -66,6 +66,15 @@ if INTERPRETED:
     run = interpreter.run  # noqa: F811
 
 
+def capability(device):
+    """(major, minor) of a GPU; the interpreter knows what the newest do."""
+    return (9, 0) if INTERPRETED else torch.cuda.get_device_capability(device)
+
+
+def multiprocessors(device):
+    return 4 if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def reaches(device):
     """Whether kernels find memory of this device by its address: an interpreted one works on copies."""
     return not INTERPRETED or device.type == "cpu"

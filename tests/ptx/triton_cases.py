@@ -16,7 +16,7 @@ from accuracy import assert_same_bits
 SPECIAL = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e-40, -1e-42, -0.0, 0.0, 3e38, -3e38])
 FORWARD = {"relu": "y", "sigmoid": "y", "tanh": "y", "gelu": "z", "gelu_tanh": "z", "silu": "z"}
 MODULES = ("activation", "cross_entropy", "dropout", "elementwise_loss", "linear", "matmul", "nll_loss", "optimizers")
-MODULES += ("product", "reduce", "softmax")
+MODULES += ("product", "reduce", "softmax", "tensor_cores")
 
 
 def random(*shape, special=False):
@@ -149,16 +149,29 @@ def updates():
 
 
 def tensor_cores(machine):
-    """Products of 16 bits, which are outside the contract, compile to the architecture's tensor cores."""
-    machine.texts = []
+    """Products outside the contract take the architecture's tensor cores, and from 9.0 on blocks come and go by TMA."""
+    linear = importlib.import_module("pytorch_ext.triton_kernels.linear")
+    product = importlib.import_module("pytorch_ext.triton_kernels.product")
+    machine.texts, precision_of = [], product.precision_of
     try:
         for dtype in (torch.float16, torch.bfloat16):
             x, w = torch.ones(256, 256, dtype=dtype), torch.ones(256, 256, dtype=dtype)
-            importlib.import_module("pytorch_ext.triton_kernels.linear").linear_forward(x, w, None, "relu")
-        instruction = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}[machine.target.arch]
-        assert len(machine.texts) == 2 and all(instruction in text for text in machine.texts)
+            linear.linear_forward(x, w, w[0], "gelu")
+            linear.linear_backward(x, x, w, x, "relu", [True, True, False])
+        product.precision_of = lambda t: "tf32"
+        linear.linear_forward(torch.ones(256, 256), torch.ones(256, 256), None, "none")
+        products = [text for name, text in machine.texts if "product" in name]
+        assert len(products) == 7
+        for text in products:
+            for instruction in EXPECTED[machine.target.arch]:
+                assert instruction in text, instruction
     finally:
-        machine.texts = None
+        machine.texts, product.precision_of = None, precision_of
+
+
+# Of products by architecture: how blocks are multiplied, loaded and stored.
+BULK = "cp.async.bulk.tensor.2d.shared::", "cp.async.bulk.tensor.2d.global.shared::cta"
+EXPECTED = {80: ("mma.sync", "cp.async.c", "st.global"), 90: ("wgmma.mma_async", *BULK), 100: ("tcgen05.mma", *BULK)}
 
 
 CASES = {f.__name__: f for f in (activations, products, sums, dropout, softmax, cross_entropy, nll_loss)}
@@ -182,6 +195,8 @@ def main(architecture, names):
 
     machine, launch = TritonMachine(architecture), triton_path.kernels.launch
     launch.run, launch.can_run_on = machine.run, lambda device: True
+    tensor_cores = triton_path.kernels.tensor_cores
+    tensor_cores.capability, tensor_cores.multiprocessors = lambda device: divmod(architecture, 10), lambda device: 132
     triton_path.problem = lambda: None  # there is no device, and none is needed
     failed = {}
     full = names == ["full"]

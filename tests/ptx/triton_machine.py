@@ -42,7 +42,8 @@ class TritonMachine:
         options = {**options, **({"num_warps": self.warps} if self.warps else {})}
         compiled, values = self.compile(kernel, arguments, {**constants, **options})
         if self.texts is not None:
-            return self.texts.append(compiled.asm["ptx"])
+            self.launches[kernel.__name__] += 1
+            return self.texts.append((kernel.__name__, compiled.asm["ptx"]))
         (code,) = parse(compiled.asm["ptx"]).values()
         tensors = [t for t in (*arguments, *reached) if hasattr(t, "data_ptr")]
         if contract(tensors):
