@@ -16,7 +16,8 @@ def binary_cross_entropy(input, target, weight=None, size_average=None, reduce=N
     """
     compiling = is_dynamo_compiling()
     if size_average is None and reduce is None and not compiling:
-        loss = choice.kernels.binary_cross_entropy(input, target, weight, REDUCTIONS.get(reduction))
+        code = REDUCTIONS.get(reduction) if type(reduction) is str else None
+        loss = choice.kernels.binary_cross_entropy(input, target, weight, code)
         if loss is not None:
             return loss
     if overridden(input, target, weight):

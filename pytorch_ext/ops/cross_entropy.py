@@ -33,7 +33,7 @@ def cross_entropy(
     """
     compiling = is_dynamo_compiling()
     if size_average is None and reduce is None and not compiling:
-        code = REDUCTIONS.get(reduction)
+        code = REDUCTIONS.get(reduction) if type(reduction) is str else None
         loss = choice.kernels.cross_entropy(input, target, weight, code, ignore_index, label_smoothing)
         if loss is not None:
             return loss

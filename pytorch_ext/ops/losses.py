@@ -20,7 +20,8 @@ def reduction_name(op, size_average, reduce, reduction):
     if reduction == "elementwise_mean":  # the old name of mean
         _reduction.get_enum(reduction)  # warns
         reduction = "mean"
-    expect(reduction in REDUCTIONS, op, f"reduction one of {', '.join(REDUCTIONS)}", reduction, ValueError)
+    known = isinstance(reduction, str) and reduction in REDUCTIONS
+    expect(known, op, f"reduction one of {', '.join(REDUCTIONS)}", reduction, ValueError)
     return reduction
 
 

@@ -19,7 +19,8 @@ def mse_loss(input, target, size_average=None, reduce=None, reduction="mean", we
     """
     compiling = is_dynamo_compiling()
     if size_average is None and reduce is None and not compiling:
-        loss = choice.kernels.mse_loss(input, target, weight, REDUCTIONS.get(reduction))
+        code = REDUCTIONS.get(reduction) if type(reduction) is str else None
+        loss = choice.kernels.mse_loss(input, target, weight, code)
         if loss is not None:
             return loss
     if overridden(input, target, weight):

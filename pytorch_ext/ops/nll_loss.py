@@ -19,7 +19,8 @@ def nll_loss(input, target, weight=None, size_average=None, ignore_index=-100, r
     """
     compiling = is_dynamo_compiling()
     if size_average is None and reduce is None and not compiling:
-        loss = choice.kernels.nll_loss(input, target, weight, REDUCTIONS.get(reduction), ignore_index)
+        code = REDUCTIONS.get(reduction) if type(reduction) is str else None
+        loss = choice.kernels.nll_loss(input, target, weight, code, ignore_index)
         if loss is not None:
             return loss
     if overridden(input, target, weight):
