@@ -104,6 +104,7 @@ def test_tiles_are_the_largest_that_leave_no_multiprocessor_without_one(monkeypa
     tensor_cores = triton_path.kernels.tensor_cores
     monkeypatch.setattr(tensor_cores, "INTERPRETED", False)
     monkeypatch.setattr(tensor_cores, "multiprocessors", lambda device: 132)
-    sizes = {n: tensor_cores.tile_sizes(n, n, n, torch.bfloat16, None)[:3] for n in (256, 2048, 8192)}
+    sizes = {n: tensor_cores.tile_sizes(n, n, n, torch.bfloat16, False, None)[:3] for n in (256, 2048, 8192)}
     assert sizes == {256: (64, 64, 64), 2048: (128, 128, 64), 8192: (128, 256, 64)}
-    assert tensor_cores.tile_sizes(8192, 8192, 512, torch.float32, None)[2] == 32
+    assert tensor_cores.tile_sizes(8192, 8192, 512, torch.bfloat16, True, None)[:3] == (128, 128, 64)
+    assert tensor_cores.tile_sizes(8192, 8192, 512, torch.float32, False, None)[:3] == (128, 128, 32)

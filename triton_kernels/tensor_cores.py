@@ -14,8 +14,10 @@ from .launch import INTERPRETED, blocks, capability, device_function, kernel, la
 from .tiles import GROUP, dot, tile_of
 
 # (BLOCK_M, BLOCK_N, num_warps, num_stages) from the largest, and the bytes of a block along K. No card has measured
-# these: the largest fill shared memory, and 128 bytes are the longest swizzle.
-TILES = (128, 256, 8, 3), (128, 128, 8, 3), (64, 64, 4, 3)
+# these: the widest is for 16 bits alone, whose blocks then fill shared memory, and for epilogues that leave it the
+# registers; 128 bytes are the longest swizzle.
+WIDEST = (128, 256, 8, 3)
+TILES = (128, 128, 8, 3), (64, 64, 4, 3)
 ROW_BYTES = 128
 
 
@@ -66,12 +68,13 @@ def takes(A, B, precision):
     return min(*A.shape[1:], N) >= 16 and N * A.element_size() % 16 == 0 and is_described(A[0]) and is_described(B[0])
 
 
-def tile_sizes(M, N, K, dtype, device):
+def tile_sizes(M, N, K, dtype, saves, device):
     """(BLOCK_M, BLOCK_N, BLOCK_K, num_warps, num_stages), the largest that leave no multiprocessor without a tile."""
     if INTERPRETED:
         return min(power_of_two(M), 64), min(power_of_two(N), 128), 16, 4, 1
-    fits = [tile for tile in TILES if blocks(M, tile[0]) * blocks(N, tile[1]) >= multiprocessors(device)]
-    down, across, num_warps, num_stages = (fits or TILES[-1:])[0]
+    tiles = [*([WIDEST] if dtype.itemsize == 2 and not saves else []), *TILES]
+    fits = [tile for tile in tiles if blocks(M, tile[0]) * blocks(N, tile[1]) >= multiprocessors(device)]
+    down, across, num_warps, num_stages = (fits or tiles[-1:])[0]
     return down, across, ROW_BYTES // dtype.itemsize, num_warps, num_stages
 
 
@@ -85,7 +88,7 @@ def described(t, down, across):
 def tensor_core_product(A, B, C, z, bias, kind, precision):
     """Writes C, and z where it is no None; of matrices."""
     (M, K), N = A.shape, B.shape[1]
-    *sizes, num_warps, num_stages = tile_sizes(M, N, K, A.dtype, A.device)
+    *sizes, num_warps, num_stages = tile_sizes(M, N, K, A.dtype, z is not None, A.device)
     down, across, depth = sizes
     (a, a_transposed), (b, b_transposed) = described(A, down, depth), described(B, depth, across)
     c, saved = (TensorDescriptor.from_tensor(C if t is None else t, [down, across]) for t in (C, z))

@@ -13,6 +13,8 @@ import traceback
 import torch
 from accuracy import assert_same_bits
 
+from .triton_usage import machine_for
+
 SPECIAL = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e-40, -1e-42, -0.0, 0.0, 3e38, -3e38])
 FORWARD = {"relu": "y", "sigmoid": "y", "tanh": "y", "gelu": "z", "gelu_tanh": "z", "silu": "z"}
 MODULES = ("activation", "cross_entropy", "dropout", "elementwise_loss", "linear", "matmul", "nll_loss", "optimizers")
@@ -152,7 +154,7 @@ def tensor_cores(machine):
     """Products outside the contract take the architecture's tensor cores, and from 9.0 on blocks come and go by TMA."""
     linear = importlib.import_module("pytorch_ext.triton_kernels.linear")
     product = importlib.import_module("pytorch_ext.triton_kernels.product")
-    machine.texts, precision_of = [], product.precision_of
+    machine.compiled, precision_of = [], product.precision_of
     try:
         for dtype in (torch.float16, torch.bfloat16):
             x, w = torch.ones(256, 256, dtype=dtype), torch.ones(256, 256, dtype=dtype)
@@ -160,13 +162,13 @@ def tensor_cores(machine):
             linear.linear_backward(x, x, w, x, "relu", [True, True, False])
         product.precision_of = lambda t: "tf32"
         linear.linear_forward(torch.ones(256, 256), torch.ones(256, 256), None, "none")
-        products = [text for name, text in machine.texts if "product" in name]
+        products = [compiled.asm["ptx"] for name, compiled in machine.compiled if "product" in name]
         assert len(products) == 7
         for text in products:
             for instruction in EXPECTED[machine.target.arch]:
                 assert instruction in text, instruction
     finally:
-        machine.texts, product.precision_of = None, precision_of
+        machine.compiled, product.precision_of = None, precision_of
 
 
 # Of products by architecture: how blocks are multiplied, loaded and stored.
@@ -191,12 +193,7 @@ def run_case(machine, name, full):
 def main(architecture, names):
     from pytorch_ext import triton_path
 
-    from .triton_machine import TritonMachine
-
-    machine, launch = TritonMachine(architecture), triton_path.kernels.launch
-    launch.run, launch.can_run_on = machine.run, lambda device: True
-    tensor_cores = triton_path.kernels.tensor_cores
-    tensor_cores.capability, tensor_cores.multiprocessors = lambda device: divmod(architecture, 10), lambda device: 132
+    machine, _ = machine_for(architecture)
     triton_path.problem = lambda: None  # there is no device, and none is needed
     failed = {}
     full = names == ["full"]

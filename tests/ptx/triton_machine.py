@@ -36,14 +36,14 @@ class TritonMachine:
         self.target, self.warps = GPUTarget("cuda", architecture, 32), warps
         self.backend = make_backend(self.target)
         self.violations, self.launches = set(), collections.Counter()
-        self.texts = None  # a list takes the PTX of launches that are only compiled
+        self.compiled = None  # a list takes the names and kernels of launches that are only compiled
 
     def run(self, kernel, grid, arguments, constants, options, reached):
         options = {**options, **({"num_warps": self.warps} if self.warps else {})}
         compiled, values = self.compile(kernel, arguments, {**constants, **options})
-        if self.texts is not None:
+        if self.compiled is not None:
             self.launches[kernel.__name__] += 1
-            return self.texts.append((kernel.__name__, compiled.asm["ptx"]))
+            return self.compiled.append((kernel.__name__, compiled))
         (code,) = parse(compiled.asm["ptx"]).values()
         tensors = [t for t in (*arguments, *reached) if hasattr(t, "data_ptr")]
         if contract(tensors):
