@@ -2,8 +2,9 @@
 
 Stages, each below ten minutes: build (for this GPU alone), test (the CUDA tests, then the whole suite), sanitize
 (compute-sanitizer's memcheck and racecheck over every op on small shapes), bench (operators, optimisers and training
-steps beside stock PyTorch). Results go to benchmarks/results/<gpu>/: a log per stage, gpu.json with every outcome, and
-the benchmark's tables. Ends with 1 where a stage failed.
+steps beside stock PyTorch; then the table by which `auto` chooses between CUDA C++ and Triton). Results go to
+benchmarks/results/<gpu>/: a log per stage, gpu.json with every outcome, and the benchmark's tables. Ends with 1 where
+a stage failed.
 """
 
 import argparse
@@ -62,6 +63,7 @@ def sanitize_stage(options):
 def bench_stage(options):
     command = [sys.executable, "benchmarks/run.py", "--device", "cuda", "--output", str(options.output)]
     yield "bench", [*command, *options.bench], {}
+    yield "table", [sys.executable, "benchmarks/gpu_table.py", str(options.output / "results.json")], {}
     command = [*command[:-1], str(options.output / "tensor-cores"), "--group", "gpu_low_precision"]
     yield "bench-tensor-cores", command, TENSOR_CORES
 

@@ -6,7 +6,7 @@ Replace ``torch.nn`` by ``pytorch_ext.nn``, ``torch.optim`` by ``pytorch_ext.opt
 
 import torch  # noqa: F401  (before the native library, which is linked against it)
 
-from . import compilation, functional, nn, optim
+from . import compilation, functional, nn, optim, triton_operators  # noqa: F401  (the last registers operators)
 from .backends import available_backends, backend
 from .conversion import convert, revert
 from .explanation import explain

@@ -9,7 +9,7 @@ import os
 
 import torch
 
-from . import native, triton_path
+from . import measured, native, triton_path
 
 
 class Stock:
@@ -61,13 +61,25 @@ class Choice:
             raise ValueError(f"backend: expected one of {', '.join(available_backends())}, got {name!r}{why}")
         self.name, self.kernels = name, _BACKENDS[name]
 
+    @property
+    def takes_triton(self):
+        """Whether Triton's kernels take what the native library does not cover on a GPU."""
+        return self.name == "triton" or isinstance(self.kernels, FirstOf)
+
 
 def automatic():
-    """(name, namespace) of the best path: on a GPU it is Triton where the native library has no CUDA part."""
-    gpu = not native.record.get("cuda") and triton_path.unfit() is None and torch.cuda.is_available()
-    if "native" not in _BACKENDS:
-        return ("triton", _BACKENDS["triton"]) if gpu else ("stock", _BACKENDS["stock"])
-    return "native", FirstOf(_BACKENDS["native"], _BACKENDS["triton"]) if gpu else _BACKENDS["native"]
+    """(name, namespace) of the best path. On a GPU it is Triton where the native library has no CUDA part; where it has
+    one, CUDA C++ or Triton as a table of measurements says, and without a table CUDA C++."""
+    library = _BACKENDS.get("native")
+    has_cuda = native.record.get("cuda")
+    chooses = library is not None and measured.exist()
+    on_gpu = (chooses or not has_cuda) and triton_path.unfit() is None and torch.cuda.is_available()
+    triton = _BACKENDS["triton"] if on_gpu else None
+    if library is None:
+        return ("triton", triton) if on_gpu else ("stock", _BACKENDS["stock"])
+    if not on_gpu:
+        return "native", library
+    return "native", (measured.Measured if has_cuda else FirstOf)(library, triton)
 
 
 def available_backends():

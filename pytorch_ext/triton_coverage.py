@@ -1,11 +1,16 @@
 """What the Triton path covers: ordinary tensors where kernels can run, and what autocast makes of them."""
 
 import torch
+from torch._subclasses import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 from .ops.paths import KERNEL_DTYPES
-from .triton_path import kernels
+from .triton_path import PLAIN, kernels
 
 _KEYS = ("CPU", "CUDA", "ADInplaceOrView", "AutogradCPU", "AutogradCUDA", "AutocastCPU", "AutocastCUDA")
+
+
+TRACED = (FakeTensor, FunctionalTensor)  # what torch.compile and torch.export trace with
 
 
 def _key_set(names):
@@ -19,8 +24,11 @@ _FOREIGN = ~_key_set(_KEYS)
 
 
 def is_ordinary(t):
-    """A dense tensor: no subclass, no wrapper of a functional transform, no lazy conjugate, no forward tangent."""
-    if type(t) not in (torch.Tensor, torch.nn.Parameter) or torch._C._dispatch_keys(t).raw_repr() & _FOREIGN:
+    """A dense tensor: no subclass but that of a compiler, no wrapper of a functional transform, no lazy conjugate, no
+    forward tangent."""
+    if type(t) in TRACED:
+        return t.layout == torch.strided
+    if type(t) not in PLAIN or torch._C._dispatch_keys(t).raw_repr() & _FOREIGN:
         return False
     forward_mode = torch.autograd.forward_ad._current_level >= 0
     return not forward_mode or torch.autograd.forward_ad.unpack_dual(t).tangent is None

@@ -26,8 +26,13 @@ def activation(input, kind):
     return ActivationFunction.apply(input, kind)
 
 
+def covers_products(input):
+    """Whether products are as torch's flags ask: of float32 as it is, or on a GPU as TF32."""
+    return products_are_ieee(input) or kernels.product.precision_of(input) == "tf32"
+
+
 def linear(input, weight, bias, activation):
-    if not covers(input, weight, bias) or activation not in ACTIVATIONS or not products_are_ieee(input):
+    if not covers(input, weight, bias) or activation not in ACTIVATIONS or not covers_products(input):
         return None
     fits = input.dim() >= 1 and weight.dim() == 2 and input.shape[-1] == weight.shape[1]
     if not fits or (bias is not None and bias.shape != weight.shape[:1]):
@@ -40,7 +45,7 @@ def linear(input, weight, bias, activation):
 
 
 def matmul(input, other):
-    if not covers(input, other) or not products_are_ieee(input) or min(input.dim(), other.dim()) < 1:
+    if not covers(input, other) or not covers_products(input) or min(input.dim(), other.dim()) < 1:
         return None
     inner = other.shape[max(other.dim() - 2, 0)]
     if input.shape[-1] != inner or not broadcast(input.shape[:-2], other.shape[:-2]):
@@ -162,7 +167,7 @@ def elementwise_loss(name, input, target, weight, pos_weight, reduction):
 
 def same_shape(*tensors):
     given = [t for t in tensors if t is not None]
-    return all(is_ordinary(t) for t in given) and len({t.shape for t in given}) == 1
+    return all(is_ordinary(t) and t.shape == given[0].shape for t in given)
 
 
 def mse_loss(input, target, weight, reduction):

@@ -1,17 +1,30 @@
 """The optimisers on the Triton path: options, gradients and state are read before the first element changes.
 
 A function answers None, having changed no tensor, for what the kernels do not cover; csrc/launch/optimizers.cpp is its
-twin. float64 is not covered.
+twin. Parameters of one dtype on one device are one launch.
 """
 
 import math
 
 import torch
 
+from .ops.paths import KERNEL_DTYPES
 from .triton_coverage import in_transform, is_ordinary
 from .triton_path import kernels
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+def covered(t):
+    """Whether kernels reach it by its address: what is interpreted does not reach a device."""
+    launch = kernels.launch
+    return t.dtype in KERNEL_DTYPES and matches(t, t) and launch.can_run_on(t.device) and launch.reaches(t.device)
+
+
+def in_launches(pairs, *keys):
+    """The indices of (parameter, gradient) that one launch takes: of one dtype, device and each other key."""
+    launches = {}
+    for i, ((p, _), *others) in enumerate(zip(pairs, *keys, strict=True)):
+        launches.setdefault((p.dtype, p.device, *others), []).append(i)
+    return launches
 
 
 def matches(t, like):
@@ -47,8 +60,7 @@ def gather(group):
         g = p.grad
         if g is None:
             continue
-        covered = p.dtype in DTYPES and matches(p, p) and matches(g, p) and lies_like(p, p)
-        if not covered or not kernels.launch.can_run_on(p.device):
+        if not covered(p) or not matches(g, p) or not lies_like(p, p):
             return None
         found.append((p, g if lies_like(g, p) else torch.empty_like(p).copy_(g)))
     return found if are_disjoint([p for p, _ in found]) else None
@@ -73,12 +85,18 @@ def sgd_step(group, states):
         buffers = [states[p].get("momentum_buffer") for p, _ in found]
         if not all(b is None or is_state_of(b, p) for b, (p, _) in zip(buffers, found, strict=True)):
             return None
-    for (p, g), buffer in zip(found, buffers, strict=True):
-        first = buffer is None
-        if first and options["momentum"]:
-            states[p]["momentum_buffer"] = buffer = torch.empty_like(p)
-        kernels.optimizers.sgd_step(p.detach(), g, buffer, first, **options)
-        written(p, buffer)
+    for (*_, first), chosen in in_launches(found, [b is None for b in buffers]).items():
+        params, grads = zip(*(found[i] for i in chosen), strict=True)
+        own = None
+        if options["momentum"]:
+            own = [
+                torch.empty_like(p) if b is None else b
+                for p, b in zip(params, (buffers[i] for i in chosen), strict=True)
+            ]
+            for p, b in zip(params, own, strict=True):
+                states[p]["momentum_buffer"] = b
+        kernels.optimizers.sgd_step([p.detach() for p in params], grads, own, first, **options)
+        written(*params, *(own or ()))
     return True
 
 
@@ -111,12 +129,14 @@ def adam_step(group, states):
         if not is_step_count(states[p].get("step")) or not all(m is not None and is_state_of(m, p) for m in moments):
             return None
     options["decoupled"] = bool(group.get("decoupled_weight_decay"))
-    for p, g in found:
-        state = states[p]
-        state["step"] += 1
-        moments = [state.get(name) for name in names] + [None] * (3 - len(names))
-        kernels.optimizers.adam_step(p.detach(), g, *moments, int(state["step"]), **options)
-        written(p, *moments)
+    for p, _ in found:
+        states[p]["step"] += 1
+    for (*_, step), chosen in in_launches(found, [int(states[p]["step"]) for p, _ in found]).items():
+        params, grads = zip(*(found[i] for i in chosen), strict=True)
+        moments = [[states[p][name] for p in params] for name in names]
+        own = moments + [None] * (3 - len(names))
+        kernels.optimizers.adam_step([p.detach() for p in params], grads, *own, step, **options)
+        written(*params, *(t for kind in moments for t in kind))
     return True
 
 
@@ -126,8 +146,7 @@ def clip_grad_norm(tensors, max_norm, error_if_nonfinite):
         return None
     grads = [t.grad for t in tensors if t.grad is not None]
     for g in grads:
-        covered = g.dtype in DTYPES and matches(g, g) and g.is_contiguous() and kernels.launch.can_run_on(g.device)
-        if not covered or (g.dtype, g.device) != (grads[0].dtype, grads[0].device):
+        if not covered(g) or not g.is_contiguous() or (g.dtype, g.device) != (grads[0].dtype, grads[0].device):
             return None
     if not grads or not are_disjoint(grads):
         return None

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from packaging.version import Version
 
-MINIMUM = "3.9"  # the oldest that the tests have run with
+MINIMUM = "3.6"  # the oldest that the tests have run with
 INSTALL = f"pip install 'triton>={MINIMUM}'"
 PACKAGE = f"{__package__}.triton_kernels"
 
@@ -88,6 +88,34 @@ class Modules:
 
 
 kernels = Modules(PACKAGE)
+
+
+def launcher(name):
+    """The function of that name, in the module of its op."""
+
+    def call(*arguments, **options):
+        module = getattr(kernels, name.removesuffix("_forward").removesuffix("_backward"))
+        return getattr(module, name)(*arguments, **options)
+
+    return call
+
+
+class Launchers:
+    """The functions <op>_forward and <op>_backward; as registered operators where a compiler traces."""
+
+    def __getattr__(self, name):
+        at_once, operator = launcher(name), getattr(torch.ops.pytorch_ext_triton, name)
+
+        def call(first, *arguments, **options):
+            traced = type(first) not in PLAIN or torch._C._len_torch_dispatch_stack()
+            return (operator if traced else at_once)(first, *arguments, **options)
+
+        setattr(self, name, call)
+        return call
+
+
+launchers = Launchers()
+PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 class Namespace:

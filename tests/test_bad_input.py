@@ -87,7 +87,7 @@ def test_class_indices_of_another_dtype_are_named(path, op):
 
 
 @pytest.mark.parametrize("op", LOSSES)
-@pytest.mark.parametrize("reduction", ["average", "", "Mean", None, 1], ids=str)
+@pytest.mark.parametrize("reduction", ["average", "", "Mean", None, 1, ["mean"], {"mean"}, {}], ids=str)
 def test_an_unknown_reduction_is_named(path, op, reduction):
     refuse(op, arguments_of(op), ValueError, "reduction one of none, mean, sum, got ", reduction=reduction)
 

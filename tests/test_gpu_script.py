@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import pytorch_ext
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 gpu = pytest.importorskip("gpu")
@@ -29,7 +31,7 @@ def test_every_stage_runs_files_that_exist(monkeypatch):
             assert all(isinstance(v, str) for v in environment.values())
     assert names == [
         *("build", "doctor", "test-cuda", "test-tensor-cores", "test-suite"),
-        *("memcheck", "racecheck", "memcheck-tensor-cores", "bench", "bench-tensor-cores"),
+        *("memcheck", "racecheck", "memcheck-tensor-cores", "bench", "table", "bench-tensor-cores"),
     ]
 
 
@@ -66,10 +68,40 @@ def test_the_sanitized_program_runs_every_op():
 def test_the_gpu_s_benchmark_cases_compute_what_they_say(monkeypatch):
     gpu_cases = pytest.importorskip("gpu_cases")
     monkeypatch.setattr(gpu_cases, "ELEMENTS", 2**17)
+    monkeypatch.setattr(gpu_cases, "COMPILED", ())
+    labels = {"ours", "stock", *gpu_cases.paths()}
     for name, providers, cost in (*gpu_cases.gpu_rows(), *gpu_cases.gpu_elementwise()):
-        results = [function() for function in providers.values()]
-        ours, theirs = (r if isinstance(r, tuple) else (r,) for r in results)
-        assert set(cost) <= {"bytes", "operations"}
+        results = {label: function() for label, function in providers.items()}
+        assert results.keys() == labels and cost.keys() <= {"op", "dtype", "elements", "bytes", "operations"}
+        assert callable(getattr(pytorch_ext.triton_path.namespace, cost["op"])) and cost["elements"] == 2**17
+        tensors = {label: r if isinstance(r, tuple) else (r,) for label, r in results.items()}
         if "dropout" not in name:
-            for a, b in zip(ours, theirs, strict=True):
-                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+            for label, result in tensors.items():
+                for a, b in zip(result, tensors["stock"], strict=True):
+                    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=f"{label}: {name}")
+
+
+def test_the_gpu_s_benchmark_steps_every_path_s_parameters(monkeypatch):
+    gpu_cases = pytest.importorskip("gpu_cases")
+    monkeypatch.setattr(gpu_cases, "TENSOR_ELEMENTS", 50)
+    for _, providers, cost in gpu_cases.gpu_optimizers():
+        optimizer = providers["ours"].__self__
+        before = [p.detach().clone() for p in optimizer.param_groups[0]["params"]]
+        for step in providers.values():
+            step()
+        assert not torch.equal(before[0], optimizer.param_groups[0]["params"][0])
+        assert cost["elements"] == 64 * 50 and cost["op"] in ("sgd_step", "adam_step")
+
+
+def test_a_case_on_one_path_leaves_the_choice_as_it_was():
+    gpu_cases = pytest.importorskip("gpu_cases")
+    choice = pytorch_ext.backends.choice
+    before = choice.name, choice.kernels
+
+    def look():
+        return choice.name
+
+    assert gpu_cases.on("stock", look)() == "stock"
+    with pytest.raises(ZeroDivisionError):
+        gpu_cases.on("stock", lambda: 1 / 0)()
+    assert (choice.name, choice.kernels) == before

@@ -51,14 +51,14 @@ def gradient(g, saved, KIND: tl.constexpr):
     elif KIND == "sigmoid":
         return g * (saved * (1.0 - saved))
     elif KIND == "tanh":
-        return g * tl.fma(-saved, saved, 1.0)
+        return g * tl.fma(n.negative(saved), saved, 1.0)
     elif KIND == "gelu":  # Phi(z) + z exp(-z^2 / 2) / sqrt(2 pi)
         density = n.exp(saved * saved * -0.5) * DENSITY_AT_ZERO
         return g * tl.fma(saved, density, normal_distribution(saved))
     elif KIND == "gelu_tanh":
         t = n.tanh(gelu_tanh_inner(saved))
         slope = tl.fma(saved * saved, n.constant(saved, 0.134145), 1.0) * SQRT_TWO_OVER_PI
-        right = 0.5 * saved * tl.fma(-t, t, 1.0) * slope
+        right = 0.5 * saved * tl.fma(n.negative(t), t, 1.0) * slope
         return g * tl.fma(1.0 + t, 0.5, right)
     elif KIND == "silu":
         s = n.sigmoid(saved)

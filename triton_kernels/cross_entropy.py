@@ -17,7 +17,7 @@ from .reduce import sum_rows
 
 @device_function
 def minus_log(x, m, log_sum, column, row):
-    return -((r.elements(x, column, row, -n.INFINITY) - m) - log_sum)
+    return n.negative((r.elements(x, column, row, -n.INFINITY) - m) - log_sum)
 
 
 @device_function
@@ -67,7 +67,7 @@ def cross_entropy_kernel(
     if loss_ptr is not None:
         log_sum = n.log(total)
         shifted = n.widen(tl.load(x + target * inner, mask=readable, other=float("nan"))) - m
-        loss = w * -(shifted - log_sum)
+        loss = w * n.negative(shifted - log_sum)
         if SMOOTHED:
             smooth = r.sum_rows(smooth_term, (x, m, log_sum, weight_ptr, row), classes, r.zeros(x_ptr, SHAPE), SHAPE)
             loss = tl.fma(kept, loss, spread * smooth)
@@ -92,7 +92,8 @@ def cross_entropy_kernel(
             if SMOOTHED:
                 if weight_ptr is not None:
                     q = spread * weights_of(weight_ptr, column, row)
-            gradient = tl.fma(p, sum_q, -tl.where(column == target, q_target, q)) * scale
+            q = tl.where(column == target, q_target, q)
+            gradient = tl.fma(p, sum_q, n.negative(q)) * scale
             r.put(dx, tl.where(counts, gradient, 0.0), column, row)
 
 
@@ -119,7 +120,8 @@ def distribution_term(given, column):
 
 @device_function
 def loss_term(given, column):
-    x, m, log_sum, (t, weight_ptr, kept, spread, row, SMOOTHED) = given
+    x, m, log_sum, target = given
+    t, weight_ptr, kept, spread, row, SMOOTHED = target
     exists, classes, inner = row
     q = distribution(t, weight_ptr, kept, spread, column, row, SMOOTHED)
     return tl.where(column < classes, q * minus_log(x, m, log_sum, column, row), 0.0)
@@ -150,7 +152,7 @@ def cross_entropy_of_probabilities_kernel(
             column = r.columns_of(step, SHAPE)
             p = n.exp_nonpositive(r.elements(x, column, row, -n.INFINITY) - m) * inverse
             q = distribution(t, weight_ptr, kept, spread, column, row, SMOOTHED)
-            r.put(dx_ptr + start, tl.fma(p, sum_q, -q) * scale, column, row)
+            r.put(dx_ptr + start, tl.fma(p, sum_q, n.negative(q)) * scale, column, row)
     if dt_ptr is not None:  # -log p, times the class's weight, times 1 - eps
         for step in range(r.steps_of(classes, SHAPE)):
             column = r.columns_of(step, SHAPE)

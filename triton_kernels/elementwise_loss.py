@@ -24,7 +24,7 @@ def log_weight(y, p):
 @device_function
 def softplus_of_negative(x):
     """log(1 + e^-x)"""
-    return n.maximum(-x, 0.0) + n.log1p(n.exp(-tl.abs(x)))
+    return n.maximum(n.negative(x), 0.0) + n.log1p(n.exp(n.negative(tl.abs(x))))
 
 
 @device_function
@@ -33,10 +33,10 @@ def value_of(x, y, p, LOSS: tl.constexpr):
         d = x - y
         return d * d
     elif LOSS == "binary_cross_entropy":
-        log_x, log_rest = n.maximum(n.log(x), -100.0), n.maximum(n.log1p(-x), -100.0)
+        log_x, log_rest = n.maximum(n.log(x), -100.0), n.maximum(n.log1p(n.negative(x)), -100.0)
         return (y - 1.0) * log_rest - y * log_x
     elif p is None:
-        return (n.maximum(x, 0.0) - x * y) + n.log1p(n.exp(-tl.abs(x)))
+        return (n.maximum(x, 0.0) - x * y) + n.log1p(n.exp(n.negative(tl.abs(x))))
     else:
         return tl.fma(1.0 - y, x, log_weight(y, p) * softplus_of_negative(x))
 
@@ -50,19 +50,19 @@ def input_slope(x, y, p, LOSS: tl.constexpr):
     elif p is None:
         return n.sigmoid(x) - y
     else:  # (1 + (p - 1) y) sigmoid(x) - p y
-        return tl.fma(log_weight(y, p), n.sigmoid(x), -(p * y))
+        return tl.fma(log_weight(y, p), n.sigmoid(x), n.negative(p * y))
 
 
 @device_function
 def target_slope(x, y, p, LOSS: tl.constexpr):
     if LOSS == "mse_loss":
-        return -((x - y) * 2.0)
+        return n.negative((x - y) * 2.0)
     elif LOSS == "binary_cross_entropy":  # not cut at 100: infinite at 0 and 1, as in torch
-        return n.log1p(-x) - n.log(x)
+        return n.log1p(n.negative(x)) - n.log(x)
     elif p is None:
-        return -x
+        return n.negative(x)
     else:
-        return tl.fma(p - 1.0, softplus_of_negative(x), -x)
+        return tl.fma(p - 1.0, softplus_of_negative(x), n.negative(x))
 
 
 @device_function

@@ -44,36 +44,40 @@ def device_of(tensor):
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
-def launch(kernel, grid, *arguments, num_warps=4, num_stages=2, **constants):
-    """Run a kernel over a grid (a tuple); no program means no launch. The first argument is a tensor."""
+def launch(kernel, grid, *arguments, num_warps=4, num_stages=2, reached=(), **constants):
+    """Run a kernel over a grid (a tuple); no program means no launch. The first argument is a tensor.
+
+    ``reached`` are tensors that the kernel finds by their addresses.
+    """
     if 0 not in grid:
         with device_of(arguments[0]):
-            run(kernel, grid, arguments, constants, dict(OPTIONS, num_warps=num_warps, num_stages=num_stages))
+            run(kernel, grid, arguments, constants, dict(OPTIONS, num_warps=num_warps, num_stages=num_stages), reached)
 
 
-def run(kernel, grid, arguments, constants, options):
+def run(kernel, grid, arguments, constants, options, reached):
     """The launch itself: what a test replaces by a machine of its own."""
     kernel[grid](*arguments, **constants, **options)
 
 
 if INTERPRETED:
-    import dataclasses
+    from . import interpreter
 
-    import numpy
-    from triton.runtime.interpreter import interpreter_builder
+    interpreter.prepare()
+    run = interpreter.run  # noqa: F811
 
-    # It would look for overflow after every operation on integers, which takes as long as the rest.
-    interpreter_builder.options = dataclasses.replace(interpreter_builder.options, sanitize_overflow=False)
 
-    def run(kernel, grid, arguments, constants, options):  # noqa: F811
-        """Subnormals count on a device, whatever the calling thread has set."""
-        flushes = not numpy.float32(1e-40) * numpy.float32(1)
-        with numpy.errstate(all="ignore"), torch.no_grad():
-            torch.set_flush_denormal(False)
-            try:
-                kernel[grid](*arguments, **constants, **options)
-            finally:
-                torch.set_flush_denormal(flushes)
+def capability(device):
+    """(major, minor) of a GPU; the interpreter knows what the newest do."""
+    return (9, 0) if INTERPRETED else torch.cuda.get_device_capability(device)
+
+
+def multiprocessors(device):
+    return 4 if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def reaches(device):
+    """Whether kernels find memory of this device by its address: an interpreted one works on copies."""
+    return not INTERPRETED or device.type == "cpu"
 
 
 def can_run_on(device):

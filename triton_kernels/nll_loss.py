@@ -52,7 +52,7 @@ def nll_loss_forward_kernel(
     target, counts, readable = load_targets(target_ptr, row, rows, classes, ignore_index)
     at = row // inner * x_outer + target * inner + row % inner
     x = n.widen(tl.load(x_ptr + at, mask=readable, other=float("nan")))
-    value = load_class_weights(weight_ptr, target, readable, x.dtype) * -x
+    value = load_class_weights(weight_ptr, target, readable, x.dtype) * n.negative(x)
     tl.store(loss_ptr + row, n.narrow(tl.where(counts, value, 0.0), loss_ptr.dtype.element_ty), mask=row < rows)
 
 
@@ -67,7 +67,7 @@ def nll_loss_backward_kernel(
     s = n.widen(tl.load(g_ptr + row, mask=row < rows)) if EACH else n.widen(tl.load(g_ptr + row * 0))
     if MEAN:
         s = r.over_divisor(s, divisor_ptr, rows)
-    dx = -(load_class_weights(weight_ptr, target, readable, s.dtype) * s)
+    dx = n.negative(load_class_weights(weight_ptr, target, readable, s.dtype) * s)
     at = r.row_start(row, classes, inner) + target * inner
     tl.store(dx_ptr + at, n.narrow(dx, dx_ptr.dtype.element_ty), mask=readable)
 

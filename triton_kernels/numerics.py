@@ -1,8 +1,9 @@
 """The numerics contract in Triton: its operations, its functions, its orders. The twin of csrc/numerics/.
 
-In float32 a kernel uses + - * and what stands here, nothing else: each is one IEEE operation rounded to nearest, since
-no launch lets the compiler fuse a product with a sum. ``/``, ``tl.exp``, ``tl.sum``, ``tl.max`` and the like are not
-that. float64 is outside the contract: the same orders, with the functions of the device's own library.
+In float32 a kernel uses + - * of two operands and what stands here, nothing else: each is one IEEE operation rounded to
+nearest, since no launch lets the compiler fuse a product with a sum. A minus sign, ``/``, ``tl.exp``, ``tl.sum``,
+``tl.max`` and the like are not that. float64 is outside the contract: the same orders, with the functions of the
+device's own library.
 """
 
 import triton.language as tl
@@ -50,6 +51,12 @@ SUM_SEGMENT = tl.constexpr(4096)
 def constant(x, value: tl.constexpr):
     """In x's type: among the arguments of tl.fma some versions round a number to float32 first."""
     return tl.full(x.shape, value, x.dtype)
+
+
+@device_function
+def negative(x):
+    """-x: the sign alone. Before Triton 3.9 a minus sign is a subtraction from +0, which takes +0 to +0."""
+    return x * -1.0
 
 
 @device_function
@@ -218,7 +225,7 @@ def log1p(x):
 @device_function
 def sigmoid(x):
     """e^-|x| cannot overflow, so the result underflows gradually."""
-    e = exp(-tl.abs(x))
+    e = exp(negative(tl.abs(x)))
     return div(tl.where(x < 0.0, e, 1.0), 1.0 + e)
 
 
@@ -226,7 +233,7 @@ def sigmoid(x):
 def with_sign_of(x, magnitude):
     """magnitude >= +0 with the sign of x."""
     if x.dtype == tl.float64:
-        return tl.where(x < 0.0, -magnitude, magnitude)
+        return tl.where(x < 0.0, negative(magnitude), magnitude)
     else:
         return from_bits(bits(magnitude) | (bits(x) & -0x80000000))
 

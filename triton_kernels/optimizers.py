@@ -1,132 +1,162 @@
-"""The optimisers' steps and the clipping of gradients, a tensor at a time; csrc/numerics/updates.h has the rules.
+"""The optimisers' steps and the clipping of gradients, many tensors a launch; csrc/numerics/updates.h has the rules.
 
-Coefficients come as Python floats, which a launch rounds to float32: float64 parameters take the stock step.
+Tensors of one launch are of one dtype, on one device. Coefficients are computed in double; for all but float64 they are
+rounded to float32 once.
 """
 
 import torch
 import triton.language as tl
 
 from . import numerics as n
-from .launch import block_size, blocks, device_function, kernel, launch
-from .reduce import sum_rows
+from .launch import block_size, device_function, kernel, launch
+from .reduce import norms_of, sum_rows
+from .rows import computed_in
+from .tensor_table import array, chunk_of, launch_over
 
 
 @device_function
-def load(ptr, i, count):
-    return n.widen(tl.load(ptr + i, mask=i < count))
+def elements_of(table_ptr, tensors, KINDS: tl.constexpr, BLOCK: tl.constexpr):
+    """(tensor, the program's elements of it, which of them exist)"""
+    owner, first, count = chunk_of(table_ptr, tl.program_id(0), tl.num_programs(0), tensors, KINDS)
+    i = first + tl.arange(0, BLOCK)
+    return owner, i, i < count
 
 
 @device_function
-def store(ptr, i, count, x):
-    tl.store(ptr + i, n.narrow(x, ptr.dtype.element_ty), mask=i < count)
+def load(ptr, i, exists):
+    return n.widen(tl.load(ptr + i, mask=exists))
+
+
+@device_function
+def store(ptr, i, exists, x):
+    tl.store(ptr + i, n.narrow(x, ptr.dtype.element_ty), mask=exists)
+
+
+@device_function
+def coefficient(x, number):
+    """In x's type."""
+    return tl.full(x.shape, number, x.dtype)
 
 
 # p -= lr g. With momentum the buffer b starts as the gradient itself, afterwards momentum b + (1 - dampening) g.
 @kernel
 def sgd_kernel(
-    p_ptr, g_ptr, b_ptr, count, negative_lr, momentum, one_minus_dampening, weight_decay,
+    p_ptr, table_ptr, tensors,
+    negative_lr: tl.float64, momentum: tl.float64, one_minus_dampening: tl.float64, weight_decay: tl.float64,
     MAXIMIZE: tl.constexpr, DECAY: tl.constexpr, BUFFER: tl.constexpr, FIRST: tl.constexpr, NESTEROV: tl.constexpr,
-    BLOCK: tl.constexpr,
+    ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    p, g = load(p_ptr, i, count), load(g_ptr, i, count)
+    owner, i, exists = elements_of(table_ptr, tensors, 3 if BUFFER else 2, BLOCK)
+    g = load(array(table_ptr, 1, owner, tensors, p_ptr, ALIGNED), i, exists)
+    p_ptr = array(table_ptr, 0, owner, tensors, p_ptr, ALIGNED)
+    p = load(p_ptr, i, exists)
     if MAXIMIZE:
-        g = -g
+        g = n.negative(g)
     if DECAY:
-        g = tl.fma(p, weight_decay, g)
+        g = tl.fma(p, coefficient(p, weight_decay), g)
     if BUFFER:
-        b = g if FIRST else tl.fma(load(b_ptr, i, count), momentum, g * one_minus_dampening)
-        store(b_ptr, i, count, b)
-        g = tl.fma(b, momentum, g) if NESTEROV else b
-    store(p_ptr, i, count, tl.fma(g, negative_lr, p))
+        b_ptr = array(table_ptr, 2, owner, tensors, p_ptr, ALIGNED)
+        if FIRST:
+            b = g
+        else:
+            b = tl.fma(load(b_ptr, i, exists), coefficient(p, momentum), g * coefficient(p, one_minus_dampening))
+        store(b_ptr, i, exists, b)
+        g = tl.fma(b, coefficient(p, momentum), g) if NESTEROV else b
+    store(p_ptr, i, exists, tl.fma(g, coefficient(p, negative_lr), p))
 
 
 # m and v are moving means of g and g^2; p -= step_size m / (sqrt(v) scale + eps), with step_size = lr / (1 - beta1^t)
 # and scale = 1 / sqrt(1 - beta2^t).
 @kernel
 def adam_kernel(
-    p_ptr, g_ptr, m_ptr, v_ptr, largest_ptr, count, negative_step_size, scale, beta1, one_minus_beta1, beta2,
-    one_minus_beta2, eps, weight_decay, negative_lr_weight_decay,
-    MAXIMIZE: tl.constexpr, DECAY: tl.constexpr, DECOUPLED: tl.constexpr, AMSGRAD: tl.constexpr, BLOCK: tl.constexpr,
+    p_ptr, table_ptr, tensors, negative_step_size: tl.float64, scale: tl.float64,
+    beta1: tl.float64, one_minus_beta1: tl.float64, beta2: tl.float64, one_minus_beta2: tl.float64, eps: tl.float64,
+    weight_decay: tl.float64, negative_lr_weight_decay: tl.float64,
+    MAXIMIZE: tl.constexpr, DECAY: tl.constexpr, DECOUPLED: tl.constexpr, AMSGRAD: tl.constexpr,
+    ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    p, g = load(p_ptr, i, count), load(g_ptr, i, count)
+    owner, i, exists = elements_of(table_ptr, tensors, 5 if AMSGRAD else 4, BLOCK)
+    g = load(array(table_ptr, 1, owner, tensors, p_ptr, ALIGNED), i, exists)
+    m_ptr = array(table_ptr, 2, owner, tensors, p_ptr, ALIGNED)
+    v_ptr = array(table_ptr, 3, owner, tensors, p_ptr, ALIGNED)
+    like_ptr = p_ptr
+    p_ptr = array(table_ptr, 0, owner, tensors, p_ptr, ALIGNED)
+    p = load(p_ptr, i, exists)
     if MAXIMIZE:
-        g = -g
+        g = n.negative(g)
     if DECAY and DECOUPLED:
-        p = tl.fma(p, negative_lr_weight_decay, p)
+        p = tl.fma(p, coefficient(p, negative_lr_weight_decay), p)
     elif DECAY:
-        g = tl.fma(p, weight_decay, g)
-    m = tl.fma(load(m_ptr, i, count), beta1, g * one_minus_beta1)
-    v = tl.fma(load(v_ptr, i, count), beta2, (g * g) * one_minus_beta2)
-    store(m_ptr, i, count, m)
-    store(v_ptr, i, count, v)
+        g = tl.fma(p, coefficient(p, weight_decay), g)
+    m = tl.fma(load(m_ptr, i, exists), coefficient(p, beta1), g * coefficient(p, one_minus_beta1))
+    v = tl.fma(load(v_ptr, i, exists), coefficient(p, beta2), (g * g) * coefficient(p, one_minus_beta2))
+    store(m_ptr, i, exists, m)
+    store(v_ptr, i, exists, v)
     if AMSGRAD:
-        v = n.maximum(load(largest_ptr, i, count), v)
-        store(largest_ptr, i, count, v)
-    denominator = tl.fma(n.sqrt(v), scale, eps)
-    store(p_ptr, i, count, tl.fma(n.div(m, denominator), negative_step_size, p))
+        largest_ptr = array(table_ptr, 4, owner, tensors, like_ptr, ALIGNED)
+        v = n.maximum(load(largest_ptr, i, exists), v)
+        store(largest_ptr, i, exists, v)
+    denominator = tl.fma(n.sqrt(v), coefficient(p, scale), coefficient(p, eps))
+    store(p_ptr, i, exists, tl.fma(n.div(m, denominator), coefficient(p, negative_step_size), p))
 
 
 @kernel
-def square_root_kernel(x_ptr, count, BLOCK: tl.constexpr):
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    store(x_ptr, i, count, n.sqrt(load(x_ptr, i, count)))
+def square_root_kernel(x_ptr):
+    x_ptr += tl.arange(0, 1)
+    tl.store(x_ptr, n.sqrt(tl.load(x_ptr)))
 
 
 # g *= min(max_norm / (norm + 1e-6), 1), always: a NaN norm makes every gradient NaN, as in torch.
 @kernel
-def clip_kernel(g_ptr, norm_ptr, count, max_norm, BLOCK: tl.constexpr):
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    factor = n.minimum(1.0, n.div(max_norm, tl.load(norm_ptr) + 1e-6))
-    store(g_ptr, i, count, load(g_ptr, i, count) * factor)
+def clip_kernel(g_ptr, table_ptr, tensors, norm_ptr, max_norm: tl.float64, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
+    owner, i, exists = elements_of(table_ptr, tensors, 1, BLOCK)
+    g_ptr = array(table_ptr, 0, owner, tensors, g_ptr, ALIGNED)
+    norm = tl.load(norm_ptr + tl.arange(0, 1))
+    factor = n.minimum(1.0, n.div(coefficient(norm, max_norm), norm + coefficient(norm, 1e-6)))
+    store(g_ptr, i, exists, load(g_ptr, i, exists) * factor)
 
 
-def launch_elements(kernel, count, *arguments, **constants):
-    """A launch over ``count`` elements of the tensors that come first among the arguments."""
-    block = block_size(count, 1024)
-    launch(kernel, (blocks(count, block),), *arguments, BLOCK=block, **constants)
+def chunk(tensors):
+    """Elements for one program."""
+    return block_size(max(t.numel() for t in tensors), 1024)
 
 
-def sgd_step(param, grad, buffer, first, *, lr, momentum, dampening, weight_decay, nesterov, maximize):
-    """One tensor's step in place; ``buffer`` is None without momentum."""
-    flags = {"MAXIMIZE": maximize, "DECAY": rounded(weight_decay) != 0, "BUFFER": buffer is not None}
-    tensors = param, grad, param if buffer is None else buffer
-    numbers = -lr, momentum, 1 - dampening, weight_decay
-    count = param.numel()
-    launch_elements(sgd_kernel, count, *tensors, count, *map(rounded, numbers), **flags, FIRST=first, NESTEROV=nesterov)
+def sgd_step(params, grads, buffers, first, *, lr, momentum, dampening, weight_decay, nesterov, maximize):
+    """A step in place; ``buffers`` is None without momentum, ``first`` whether they are yet to be filled."""
+    numbers = rounded(params[0].dtype, -lr, momentum, 1 - dampening, weight_decay)
+    flags = {"MAXIMIZE": maximize, "DECAY": numbers[3] != 0, "BUFFER": buffers is not None}
+    kinds = [params, grads] if buffers is None else [params, grads, buffers]
+    launch_over(sgd_kernel, kinds, chunk(params), *numbers, **flags, FIRST=first, NESTEROV=nesterov)
 
 
 def adam_step(
-    param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, step,
+    params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, step,
     *, lr, betas, eps, weight_decay, decoupled, amsgrad, maximize,
 ):  # fmt: skip
-    """One tensor's step in place, the one that makes ``step`` steps; ``max_exp_avg_sq`` is None without amsgrad."""
-    flags = {"MAXIMIZE": maximize, "DECAY": rounded(weight_decay) != 0, "DECOUPLED": decoupled, "AMSGRAD": amsgrad}
-    tensors = param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq if amsgrad else param
+    """A step in place, the one that makes ``step`` steps; ``max_exp_avg_sqs`` is None without amsgrad."""
     beta1, beta2 = betas
     numbers = -(lr / (1 - power(beta1, step))), 1 / (1 - power(beta2, step)) ** 0.5
     numbers += beta1, 1 - beta1, beta2, 1 - beta2, eps, weight_decay, -(lr * weight_decay)
-    launch_elements(adam_kernel, param.numel(), *tensors, param.numel(), *map(rounded, numbers), **flags)
+    numbers = rounded(params[0].dtype, *numbers)
+    flags = {"MAXIMIZE": maximize, "DECAY": numbers[7] != 0, "DECOUPLED": decoupled, "AMSGRAD": amsgrad}
+    kinds = [params, grads, exp_avgs, exp_avg_sqs, *([max_exp_avg_sqs] if amsgrad else [])]
+    launch_over(adam_kernel, kinds, chunk(params), *numbers, **flags)
 
 
 def gradient_norm(grads):
-    """The norm of the per-tensor norms, each the root of a sum of squares by the sum rule: a float32 scalar."""
-    squares = torch.cat([sum_rows(g.view(1, -1), torch.float32, squares=True) for g in grads])
-    launch_elements(square_root_kernel, len(grads), squares, len(grads))
-    total = sum_rows(squares.view(1, -1), squares=True)
-    launch_elements(square_root_kernel, 1, total, 1)
+    """The norm of the per-tensor norms, each the root of a sum of squares by the sum rule: a number on the device."""
+    total = sum_rows(norms_of(grads).view(1, -1), squares=True)
+    launch(square_root_kernel, (1,), total)
     return total.view(())
 
 
 def clip_gradients(grads, max_norm, norm):
-    for g in grads:
-        launch_elements(clip_kernel, g.numel(), g, norm, g.numel(), rounded(max_norm))
+    launch_over(clip_kernel, [grads], chunk(grads), norm, *rounded(grads[0].dtype, max_norm))
 
 
-def rounded(number):
-    """A coefficient, derived in double, as the float32 that every path gets."""
-    return torch.tensor(number, dtype=torch.float32).item()
+def rounded(dtype, *numbers):
+    """Coefficients, derived in double, as the numbers that every path gets for parameters of a dtype."""
+    return torch.tensor(numbers, dtype=computed_in(dtype)).tolist()
 
 
 def power(base, exponent):

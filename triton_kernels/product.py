@@ -5,29 +5,11 @@ import triton.language as tl
 
 from . import numerics as n
 from .activation import value
-from .launch import INTERPRETED, blocks, device_function, kernel, launch, power_of_two
+from .launch import INTERPRETED, blocks, kernel, launch, power_of_two
+from .tensor_cores import takes, tensor_core_product
+from .tiles import GROUP, dot, tile_of
 
 CHUNK = n.PRODUCT_CHUNK.value
-GROUP = 8  # rows of tiles that take turns in one column of tiles, so that both operands stay in the cache
-
-
-@device_function
-def dot(a, b, c):
-    """c + a b. In float32 tl.dot is one ascending chain of fma for each element; float16 and bfloat16 take the tensor
-    cores. tests/test_triton_ptx.py runs what it is compiled to."""
-    return tl.dot(a, b, c, input_precision="ieee", out_dtype=c.dtype)
-
-
-if INTERPRETED:
-    from triton.runtime.interpreter import TensorHandle, interpreter_builder
-
-    def dot(a, b, c):  # noqa: F811
-        """The same chain: the interpreter's own tl.dot is numpy's matmul, whose order is its own."""
-        a, b, accumulator = n.widen(a).handle, n.widen(b).handle, c.handle
-        for k in range(a.data.shape[1]):
-            column, row = TensorHandle(a.data[:, k : k + 1], a.dtype), TensorHandle(b.data[k : k + 1], b.dtype)
-            accumulator = interpreter_builder.create_fma(column, row, accumulator)
-        return tl.core.tensor(accumulator, c.type)
 
 
 # Sums over K in chunks of 256: an ascending chain from +0 in each, the chunks added left to right. Beyond K stand +0 in
@@ -36,7 +18,7 @@ if INTERPRETED:
 def product_kernel(
     a_ptr, b_ptr, c_ptr, bias_ptr, z_ptr, M, N, K,
     a_batch, a_row, a_column, b_batch, b_row, b_column,
-    KIND: tl.constexpr, BIAS: tl.constexpr, SAVE: tl.constexpr,
+    KIND: tl.constexpr, BIAS: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
     CHUNK: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     batch, first_row, first_column = tile_of(tl.program_id(0), M, N, GROUP, BLOCK_M, BLOCK_N)
@@ -52,7 +34,7 @@ def product_kernel(
             i = (at + k).to(tl.int64)
             a = tl.load(a_ptr + i[None, :] * a_column, mask=in_rows & (i < K)[None, :], other=0.0)
             b = tl.load(b_ptr + i[:, None] * b_row, mask=(i < K)[:, None] & in_columns, other=-0.0)
-            chunk = dot(a, b, chunk)
+            chunk = dot(a, b, chunk, PRECISION)
         total = tl.where(begin == 0, chunk, total + chunk)
     if BIAS:
         total += n.widen(tl.load(bias_ptr + column, mask=column < N))[None, :]
@@ -61,17 +43,6 @@ def product_kernel(
     if SAVE:
         tl.store(z_ptr + place, n.narrow(total, z_ptr.dtype.element_ty), mask=inside)
     tl.store(c_ptr + place, n.narrow(value(total, KIND), c_ptr.dtype.element_ty), mask=inside)
-
-
-@device_function
-def tile_of(number, M, N, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """(batch, first row, first column) of a program's tile, as int64."""
-    down, across = (M + BLOCK_M - 1) // BLOCK_M, (N + BLOCK_N - 1) // BLOCK_N
-    batch, tile = number // (down * across), number % (down * across)
-    group, place = tile // (GROUP * across), tile % (GROUP * across)
-    height = min(down - group * GROUP, GROUP)
-    first_row = (group * GROUP + place % height) * BLOCK_M
-    return batch.to(tl.int64), first_row.to(tl.int64), (place // height * BLOCK_N).to(tl.int64)
 
 
 def tile_sizes(M, N, K, dtype):
@@ -84,15 +55,25 @@ def tile_sizes(M, N, K, dtype):
     return (64, 64, 16, 4, 2) if min(M, N) > 32 else (32, 32, 32, 4, 2)
 
 
+def precision_of(t):
+    """How float32 is multiplied: as it is, or as TF32 where torch's flags ask for that."""
+    asked = t.dtype == torch.float32 and t.is_cuda and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if asked else "ieee"
+
+
 def product(A, B, bias=None, kind="none", save=False):
     """(C, z), z = A B + bias, C = f(z): z only if it is to be saved. A (batch, M, K), B (batch, K, N), any strides."""
     (batch, M, K), N = A.shape, B.shape[2]
     C = A.new_empty((batch, M, N))
     z = torch.empty_like(C) if save else None
+    precision = precision_of(A)
+    if takes(A, B, precision):
+        tensor_core_product(A[0], B[0], C[0], z if z is None else z[0], bias, kind, precision)
+        return C, z
     *sizes, num_warps, num_stages = tile_sizes(M, N, K, A.dtype)
     names = ("BLOCK_M", "BLOCK_N", "BLOCK_K")
     grid = (batch * blocks(M, sizes[0]) * blocks(N, sizes[1]),)
-    constants = dict(zip(names, sizes, strict=True), KIND=kind, BIAS=bias is not None, SAVE=save)
+    constants = dict(zip(names, sizes, strict=True), KIND=kind, BIAS=bias is not None, SAVE=save, PRECISION=precision)
     pointers = A, B, C, C if bias is None else bias.contiguous(), z if save else C
     launch(
         *(product_kernel, grid, *pointers, M, N, K, *A.stride(), *B.stride()),

@@ -4,32 +4,53 @@ import torch
 import triton.language as tl
 
 from . import numerics as n
-from .launch import INTERPRETED, blocks, kernel, launch, power_of_two
-from .rows import fold_lanes, over_divisor
+from .launch import INTERPRETED, blocks, device_function, kernel, launch, power_of_two
+from .rows import SUM_LANES, SUM_SEGMENT, computed_in, fold_lanes, over_divisor
+from .tensor_table import array, chunk_of, table_of
 
-SEGMENT, LANES = n.SUM_SEGMENT.value, n.SUM_LANES.value
+SEGMENT = n.SUM_SEGMENT.value
 
 
-# s[p] = the sum of segment p mod S of row p div S: element i to lane i mod 64, ascending; then the lanes are halved.
-# For a MEAN it is divided, as over_divisor does.
+@device_function
+def sum_segments(x_ptr, first, exists, count, end, x_element, SQUARES: tl.constexpr, PAIRS: tl.constexpr):
+    """(PAIRS, 1) sums of the segments that begin at `first` of `count` elements at x_ptr, none longer than `end`.
+
+    Element i goes to lane i mod 64, ascending; then the lanes are halved.
+    """
+    lane = tl.arange(0, SUM_LANES)[None, :]
+    lanes = n.widen(tl.full((PAIRS, SUM_LANES), 0.0, x_ptr.dtype.element_ty))
+    for step in range(0, end, SUM_LANES):
+        i = first + (step + lane)
+        x = n.widen(tl.load(x_ptr + i * x_element, mask=exists & (i < count), other=0.0))
+        lanes += x * x if SQUARES else x  # no lane is ever -0: to add +0 beyond the end changes nothing
+    return fold_lanes(lanes)
+
+
+# s[p] = the sum of segment p mod S of row p div S. For a MEAN it is divided, as over_divisor does.
 @kernel
 def sum_segments_kernel(
     x_ptr, s_ptr, divisor_ptr, pairs, segments, count, x_row, x_element, divisor,
-    SQUARES: tl.constexpr, MEAN: tl.constexpr, PAIRS: tl.constexpr, SEGMENT: tl.constexpr, LANES: tl.constexpr,
+    SQUARES: tl.constexpr, MEAN: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     p = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)[:, None]
-    first = p % segments * SEGMENT
-    x_ptr += p // segments * x_row
-    lane = tl.arange(0, LANES)[None, :]
-    lanes = n.widen(tl.full((PAIRS, LANES), 0.0, x_ptr.dtype.element_ty))
-    for step in range(0, min(count, SEGMENT), LANES):
-        i = first + (step + lane)
-        x = n.widen(tl.load(x_ptr + i * x_element, mask=(p < pairs) & (i < count), other=0.0))
-        lanes += x * x if SQUARES else x  # no lane is ever -0: to add +0 beyond the end changes nothing
-    s = fold_lanes(lanes)
+    first, end = p % segments * SUM_SEGMENT, min(count, SUM_SEGMENT)
+    s = sum_segments(x_ptr + p // segments * x_row, first, p < pairs, count, end, x_element, SQUARES, PAIRS)
     if MEAN:
         s = over_divisor(s, divisor_ptr, divisor)
     tl.store(s_ptr + p, n.narrow(s, s_ptr.dtype.element_ty), mask=p < pairs)
+
+
+# The same for every segment of many tensors, one after the other; a ROOT is taken of what is the sum of a whole tensor.
+@kernel
+def sum_segments_of_tensors_kernel(
+    x_ptr, table_ptr, tensors, s_ptr, pairs, end,
+    SQUARES: tl.constexpr, ROOT: tl.constexpr, PAIRS: tl.constexpr,
+):  # fmt: skip
+    p = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)[:, None]
+    owner, first, count = chunk_of(table_ptr, p, pairs, tensors, 1)
+    x_ptr = array(table_ptr, 0, owner, tensors, x_ptr, False)
+    s = sum_segments(x_ptr, first, p < pairs, count, end, 1, SQUARES, PAIRS)
+    tl.store(s_ptr + p, n.sqrt(s) if ROOT else s, mask=p < pairs)
 
 
 def sum_rows(x, dtype=None, divisor=None, squares=False):
@@ -43,15 +64,37 @@ def sum_rows(x, dtype=None, divisor=None, squares=False):
     last = segments == 1
     wide = torch.promote_types(dtype, torch.float32)
     sums = torch.empty((rows, segments), dtype=dtype if last else wide, device=x.device)
-    PAIRS = min(power_of_two(sums.numel()), 1024 if INTERPRETED else 16)
+    PAIRS = pairs_at_once(sums.numel())
     on_device = isinstance(divisor, torch.Tensor)
     launch(
         sum_segments_kernel, (blocks(sums.numel(), PAIRS),),
         x, sums, divisor if on_device else None, sums.numel(), segments, count, *x.stride(),
         0 if on_device else divisor or 0,
-        SQUARES=squares, MEAN=last and divisor is not None, PAIRS=PAIRS, SEGMENT=SEGMENT, LANES=LANES,
+        SQUARES=squares, MEAN=last and divisor is not None, PAIRS=PAIRS,
     )  # fmt: skip
     return sums.view(rows) if last else sum_rows(sums, dtype, divisor)
+
+
+def pairs_at_once(count):
+    return min(power_of_two(count), 1024 if INTERPRETED else 16)
+
+
+def norms_of(tensors):
+    """The root of the sum of squares of each tensor, in the type in which its elements are computed."""
+    dtype, device, squares = computed_in(tensors[0].dtype), tensors[0].device, True
+    while True:
+        counts = [max(blocks(t.numel(), SEGMENT), 1) for t in tensors]
+        last = max(counts) == 1
+        sums = torch.empty(sum(counts), dtype=dtype, device=device)
+        table, pairs, _ = table_of([tensors], SEGMENT)
+        PAIRS, end = pairs_at_once(pairs), min(max(t.numel() for t in tensors), SEGMENT)
+        launch(
+            sum_segments_of_tensors_kernel, (blocks(pairs, PAIRS),), tensors[0], table, len(tensors), sums, pairs, end,
+            reached=tensors, SQUARES=squares, ROOT=last, PAIRS=PAIRS,
+        )  # fmt: skip
+        if last:
+            return sums
+        tensors, squares = sums.split(counts), False
 
 
 def sum_to_size(t, sizes):

@@ -46,7 +46,7 @@ def softmax_backward_kernel(g_ptr, y_ptr, dx_ptr, rows, columns, inner, LOGARITH
         column = r.columns_of(step, SHAPE)
         of_loss, value = r.elements(g, column, row, 0.0), r.elements(y, column, row, 0.0)
         if LOGARITHM:
-            gradient = tl.fma(-n.exp_nonpositive(value), total, of_loss)
+            gradient = tl.fma(n.negative(n.exp_nonpositive(value)), total, of_loss)
         else:
             gradient = value * (of_loss - total)
         r.put(dx, gradient, column, row)

@@ -8,11 +8,10 @@ import functools
 import torch
 import torch.nn.functional as F
 
-from .. import native
-from ..triton_path import kernels
+from ..triton_path import kernels, launchers
 from .checks import expect, expect_tensors
 from .composition import with_composed_derivative
-from .paths import choice, is_dynamo_compiling, overridden, traceable
+from .paths import choice, is_dynamo_compiling, overridden, register_fake, traceable
 
 # The stock operator of every kind.
 ACTIVATIONS = {
@@ -34,8 +33,8 @@ def activation(op, kind, input):
             return output
     if not overridden(input):
         expect_tensors(op, input=input)
-        if traceable(input):
-            return torch.ops.pytorch_ext.activation(input, kind)
+        if operators := traceable(input):
+            return operators.activation(input, kind)
     return ACTIVATIONS[kind](input)
 
 
@@ -44,7 +43,7 @@ class ActivationFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, input, kind):
-        output = kernels.activation.activation_forward(input, kind)
+        output = launchers.activation_forward(input, kind)
         ctx.save_for_backward(input if kind in kernels.activation.SAVES_INPUT else output)
         ctx.kind = kind
         return output
@@ -56,7 +55,7 @@ class ActivationFunction(torch.autograd.Function):
 
 def activation_backward(grad, saved, kind):
     """g f'(z) on the Triton path, differentiable."""
-    kernel = functools.partial(kernels.activation.activation_backward, kind=kind)
+    kernel = functools.partial(launchers.activation_backward, kind=kind)
     compose = functools.partial(composed_activation_gradient, kind=kind)
     return with_composed_derivative(kernel, compose, grad, saved)
 
@@ -106,12 +105,11 @@ def silu(input, inplace=False):
     return F.silu(input, inplace=True) if inplace else activation("silu", "silu", input)
 
 
-if native.library is not None:
+@register_fake("activation_forward")
+def _(input, kind):
+    return torch.empty_like(input)
 
-    @torch.library.register_fake("pytorch_ext::activation_forward")
-    def _(input, kind):
-        return torch.empty_like(input)
 
-    @torch.library.register_fake("pytorch_ext::activation_backward")
-    def _(grad, saved, kind):
-        return torch.empty_like(saved)
+@register_fake("activation_backward")
+def _(grad, saved, kind):
+    return torch.empty_like(saved)

@@ -1,10 +1,9 @@
 """binary_cross_entropy: of probabilities, value and gradients in one pass."""
 
-import torch
 import torch.nn.functional as F
 
 from .checks import expect, expect_alike, expect_tensors
-from .losses import REDUCTIONS, expect_broadcastable, reduction_name, traceable_loss
+from .losses import REDUCTIONS, expect_broadcastable, reduction_code, reduction_name, traceable_loss
 from .paths import choice, is_dynamo_compiling, is_traced, overridden
 
 
@@ -16,7 +15,7 @@ def binary_cross_entropy(input, target, weight=None, size_average=None, reduce=N
     input and target differ or the reduction is unknown.
     """
     if size_average is None and reduce is None and not is_dynamo_compiling():
-        loss = choice.kernels.binary_cross_entropy(input, target, weight, REDUCTIONS.get(reduction))
+        loss = choice.kernels.binary_cross_entropy(input, target, weight, reduction_code(reduction))
         if loss is not None:
             return loss
     if overridden(input, target, weight):
@@ -27,8 +26,8 @@ def binary_cross_entropy(input, target, weight=None, size_average=None, reduce=N
     loss = None
     if not is_traced(input):
         loss = choice.kernels.binary_cross_entropy(input, target, weight, REDUCTIONS[reduction])
-    elif traceable_loss(input, target, weight):
-        loss = torch.ops.pytorch_ext.binary_cross_entropy(input, target, weight, REDUCTIONS[reduction])
+    elif operators := traceable_loss(input, target, weight):
+        loss = operators.binary_cross_entropy(input, target, weight, REDUCTIONS[reduction])
     if loss is not None:
         return loss
     return F.binary_cross_entropy(input, target, weight, reduction=reduction)

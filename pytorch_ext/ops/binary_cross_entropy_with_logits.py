@@ -1,10 +1,9 @@
 """binary_cross_entropy_with_logits: the sigmoid is part of the loss, value and gradients in one pass."""
 
-import torch
 import torch.nn.functional as F
 
 from .binary_cross_entropy import check
-from .losses import REDUCTIONS, reduction_name, traceable_loss
+from .losses import REDUCTIONS, reduction_code, reduction_name, traceable_loss
 from .paths import choice, is_dynamo_compiling, is_traced, overridden
 
 OP = "binary_cross_entropy_with_logits"
@@ -19,9 +18,8 @@ def binary_cross_entropy_with_logits(
     of input and target differ or the reduction is unknown, RuntimeError where a weight does not broadcast.
     """
     if size_average is None and reduce is None and not is_dynamo_compiling():
-        loss = choice.kernels.binary_cross_entropy_with_logits(
-            input, target, weight, pos_weight, REDUCTIONS.get(reduction)
-        )
+        code = reduction_code(reduction)
+        loss = choice.kernels.binary_cross_entropy_with_logits(input, target, weight, pos_weight, code)
         if loss is not None:
             return loss
     if overridden(input, target, weight, pos_weight):
@@ -31,10 +29,8 @@ def binary_cross_entropy_with_logits(
     loss = None
     if not is_traced(input):
         loss = choice.kernels.binary_cross_entropy_with_logits(input, target, weight, pos_weight, REDUCTIONS[reduction])
-    elif traceable_loss(input, target, weight, pos_weight):
-        loss = torch.ops.pytorch_ext.binary_cross_entropy_with_logits(
-            input, target, weight, pos_weight, REDUCTIONS[reduction]
-        )
+    elif operators := traceable_loss(input, target, weight, pos_weight):
+        loss = operators.binary_cross_entropy_with_logits(input, target, weight, pos_weight, REDUCTIONS[reduction])
     if loss is not None:
         return loss
     return F.binary_cross_entropy_with_logits(input, target, weight, reduction=reduction, pos_weight=pos_weight)

@@ -5,13 +5,12 @@ import functools
 import torch
 import torch.nn.functional as F
 
-from .. import native
-from ..triton_path import kernels
+from ..triton_path import launchers
 from .checks import expect
 from .composition import with_composed_derivative
-from .losses import REDUCTIONS, computes_in_advance, is_one, reduction_name, traceable_loss
-from .nll_loss import check_class_indices, check_tensors, class_distribution
-from .paths import choice, is_dynamo_compiling, is_traced, overridden
+from .losses import REDUCTIONS, computes_in_advance, is_one, reduction_code, reduction_name, traceable_loss
+from .nll_loss import check_class_indices, check_tensors, class_distribution, laid_out_as
+from .paths import choice, is_dynamo_compiling, is_traced, overridden, register_fake
 
 
 def cross_entropy(
@@ -33,7 +32,7 @@ def cross_entropy(
     operators.
     """
     if size_average is None and reduce is None and not is_dynamo_compiling():
-        code = REDUCTIONS.get(reduction)
+        code = reduction_code(reduction)
         loss = choice.kernels.cross_entropy(input, target, weight, code, ignore_index, label_smoothing)
         if loss is not None:
             return loss
@@ -44,8 +43,8 @@ def cross_entropy(
     loss, code = None, REDUCTIONS[reduction]
     if not is_traced(input):
         loss = choice.kernels.cross_entropy(input, target, weight, code, ignore_index, label_smoothing)
-    elif traceable_loss(input, _probabilities_or(input, target), *(() if weight is None else (weight,))):
-        loss = torch.ops.pytorch_ext.cross_entropy(input, target, weight, code, ignore_index, label_smoothing)
+    elif operators := traceable_loss(input, _probabilities_or(input, target), *(() if weight is None else (weight,))):
+        loss = operators.cross_entropy(input, target, weight, code, ignore_index, label_smoothing)
     if loss is not None:
         return loss
     return F.cross_entropy(
@@ -75,7 +74,7 @@ class CrossEntropyFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, target, weight, *options):
         in_advance = options[0] != REDUCTIONS["none"] and ctx.needs_input_grad[0] and computes_in_advance(input)
-        loss, ctx.dinput = kernels.cross_entropy.cross_entropy_forward(input, target, weight, *options, in_advance)
+        loss, ctx.dinput = launchers.cross_entropy_forward(input, target, weight, *options, in_advance)
         ctx.save_for_backward(input, target, weight)
         ctx.options = options  # reduction, ignore_index, label_smoothing
         return loss
@@ -84,7 +83,7 @@ class CrossEntropyFunction(torch.autograd.Function):
     def backward(ctx, grad):
         mask, tensors = ctx.needs_input_grad[:2], ctx.saved_tensors
         dinput, dtarget = None, None
-        if mask[0] and not torch.is_grad_enabled() and is_one(grad):
+        if mask[0] and ctx.dinput is not None and not torch.is_grad_enabled() and is_one(grad):
             dinput, ctx.dinput = ctx.dinput, None  # once: who receives it owns it
             mask = (dinput is None, mask[1])
         if any(mask):
@@ -96,7 +95,7 @@ class CrossEntropyFunction(torch.autograd.Function):
 def cross_entropy_backward(grad, input, target, weight, reduction, ignore_index, label_smoothing, mask):
     """The gradients of input and target that the mask chooses, on the Triton path, differentiable."""
     options = {"reduction": reduction, "ignore_index": ignore_index, "label_smoothing": label_smoothing}
-    kernel = functools.partial(kernels.cross_entropy.cross_entropy_backward, mask=mask, **options)
+    kernel = functools.partial(launchers.cross_entropy_backward, mask=mask, **options)
     compose = functools.partial(composed_cross_entropy_gradients, mask=mask, **options)
     return with_composed_derivative(kernel, compose, grad, input, target, weight)
 
@@ -116,18 +115,17 @@ def composed_cross_entropy_gradients(grad, input, target, weight, reduction, ign
     return dinput, slope
 
 
-if native.library is not None:
+@register_fake("cross_entropy_forward")
+def _(input, target, weight, reduction, ignore_index, label_smoothing, with_gradient):
+    shape = ()
+    if reduction == REDUCTIONS["none"] and input.dim() > 1:
+        shape = (input.shape[0], *input.shape[2:])
+    return input.new_empty(shape), laid_out_as(input, input) if with_gradient else None
 
-    @torch.library.register_fake("pytorch_ext::cross_entropy_forward")
-    def _(input, target, weight, reduction, ignore_index, label_smoothing, with_gradient):
-        shape = ()
-        if reduction == REDUCTIONS["none"] and input.dim() > 1:
-            shape = (input.shape[0], *input.shape[2:])
-        return input.new_empty(shape), input.new_empty(input.shape) if with_gradient else None
 
-    @torch.library.register_fake("pytorch_ext::cross_entropy_backward")
-    def _(grad, input, target, weight, reduction, ignore_index, label_smoothing, mask):
-        return (
-            input.new_empty(input.shape) if mask[0] else None,
-            target.new_empty(target.shape) if mask[1] and target.is_floating_point() else None,
-        )
+@register_fake("cross_entropy_backward")
+def _(grad, input, target, weight, reduction, ignore_index, label_smoothing, mask):
+    return (
+        laid_out_as(input, input) if mask[0] else None,
+        laid_out_as(input, target) if mask[1] and target.is_floating_point() else None,
+    )

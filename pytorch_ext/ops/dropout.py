@@ -3,10 +3,9 @@
 import torch
 import torch.nn.functional as F
 
-from .. import native
-from ..triton_path import kernels
+from ..triton_path import launchers
 from .checks import expect, expect_tensors
-from .paths import choice, is_dynamo_compiling, overridden, traceable
+from .paths import choice, is_dynamo_compiling, overridden, register_fake, traceable
 
 
 def dropout(input, p=0.5, training=True, inplace=False):
@@ -21,10 +20,10 @@ def dropout(input, p=0.5, training=True, inplace=False):
     if not overridden(input):
         expect_tensors("dropout", input=input)
         expect(0 <= p <= 1, "dropout", "p between 0 and 1", p, ValueError)
-        if traceable(input):
+        if operators := traceable(input):
             if not training or p == 0:
                 return input
-            output = torch.ops.pytorch_ext.dropout(input, p, torch.ops.pytorch_ext.dropout_key())
+            output = operators.dropout(input, p, operators.dropout_key())
             return input.copy_(output) if inplace else output
     return F.dropout(input, p, training, inplace)
 
@@ -36,19 +35,18 @@ class DropoutFunction(torch.autograd.Function):
     def forward(ctx, input, p, key):
         ctx.save_for_backward(key)
         ctx.p = p
-        return kernels.dropout.dropout_forward(input, p, key)
+        return launchers.dropout_forward(input, p, key)
 
     @staticmethod
     def backward(ctx, grad):
         return DropoutFunction.apply(grad, ctx.p, *ctx.saved_tensors), None, None
 
 
-if native.library is not None:
+@register_fake("dropout_key")
+def _():
+    return torch.empty((), dtype=torch.int64)
 
-    @torch.library.register_fake("pytorch_ext::dropout_key")
-    def _():
-        return torch.empty((), dtype=torch.int64)
 
-    @torch.library.register_fake("pytorch_ext::dropout_forward")
-    def _(input, p, key):
-        return torch.empty_like(input)
+@register_fake("dropout_forward")
+def _(input, p, key):
+    return torch.empty_like(input)

@@ -5,12 +5,11 @@ import functools
 import torch
 import torch.nn.functional as F
 
-from .. import native
-from ..triton_path import kernels
+from ..triton_path import launchers
 from .activation import ACTIVATIONS, composed_activation_gradient
 from .checks import expect, expect_alike, expect_tensors
 from .composition import with_composed_derivative
-from .paths import choice, is_dynamo_compiling, overridden, products_are_ieee, traceable
+from .paths import choice, is_dynamo_compiling, overridden, products_are_ieee, register_fake, traceable
 
 
 def linear(input, weight, bias=None, *, activation=None):
@@ -27,8 +26,8 @@ def linear(input, weight, bias=None, *, activation=None):
             return output
     if not overridden(input, weight, bias):
         check(input, weight, bias, activation)
-        if traceable(input, weight, bias) and products_are_ieee(input):
-            return torch.ops.pytorch_ext.linear(input, weight, bias, activation)
+        if (operators := traceable(input, weight, bias)) and products_are_ieee(input):
+            return operators.linear(input, weight, bias, activation)
     return ACTIVATIONS[activation](F.linear(input, weight, bias))
 
 
@@ -53,7 +52,7 @@ class LinearFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, input, weight, bias, activation):
-        output, preactivation = kernels.linear.linear_forward(input, weight, bias, activation)
+        output, preactivation = launchers.linear_forward(input, weight, bias, activation)
         ctx.activation, ctx.saves_input = activation, preactivation is not None
         saved = preactivation if ctx.saves_input else None if activation == "none" else output
         # The bias is needed only to form z again, differentiably, for a second derivative.
@@ -70,7 +69,7 @@ class LinearFunction(torch.autograd.Function):
 
 def linear_backward(grad, input, weight, saved, activation, mask):
     """The gradients of input, weight and bias that the mask chooses, on the Triton path, differentiable."""
-    kernel = functools.partial(kernels.linear.linear_backward, activation=activation, mask=mask)
+    kernel = functools.partial(launchers.linear_backward, activation=activation, mask=mask)
     compose = functools.partial(composed_linear_gradients, activation=activation)
     return with_composed_derivative(kernel, compose, grad, input, weight, saved)
 
@@ -82,17 +81,16 @@ def composed_linear_gradients(grad, input, weight, saved, activation):
     return dz @ weight, rows.t() @ input.reshape(-1, weight.shape[1]), rows.sum(0)
 
 
-if native.library is not None:
+@register_fake("linear_forward")
+def _(input, weight, bias, activation):
+    output = input.new_empty((*input.shape[:-1], weight.shape[0]))
+    return output, torch.empty_like(output) if activation in ("gelu", "gelu_tanh", "silu") else None
 
-    @torch.library.register_fake("pytorch_ext::linear_forward")
-    def _(input, weight, bias, activation):
-        output = input.new_empty((*input.shape[:-1], weight.shape[0]))
-        return output, torch.empty_like(output) if activation in ("gelu", "gelu_tanh", "silu") else None
 
-    @torch.library.register_fake("pytorch_ext::linear_backward")
-    def _(grad, input, weight, saved, activation, mask):
-        return (
-            input.new_empty(input.shape) if mask[0] else None,
-            weight.new_empty(weight.shape) if mask[1] else None,
-            grad.new_empty((weight.shape[0],)) if mask[2] else None,
-        )
+@register_fake("linear_backward")
+def _(grad, input, weight, saved, activation, mask):
+    return (
+        input.new_empty(input.shape) if mask[0] else None,
+        weight.new_empty(weight.shape) if mask[1] else None,
+        grad.new_empty((weight.shape[0],)) if mask[2] else None,
+    )

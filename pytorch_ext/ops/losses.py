@@ -6,13 +6,17 @@ import warnings
 import torch
 from torch.nn import _reduction
 
-from .. import native
-from ..triton_path import kernels
+from ..triton_path import PLAIN, launchers
 from .checks import expands, expect
 from .composition import with_composed_derivative
-from .paths import traceable
+from .paths import register_fake, traceable
 
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # at::Reduction's numbers
+
+
+def reduction_code(reduction):
+    """The number of a reduction's name, None where it is no such name."""
+    return REDUCTIONS.get(reduction) if type(reduction) is str else None
 
 
 def reduction_name(op, size_average, reduce, reduction):
@@ -22,7 +26,8 @@ def reduction_name(op, size_average, reduce, reduction):
     if reduction == "elementwise_mean":  # the old name of mean
         _reduction.get_enum(reduction)  # warns
         reduction = "mean"
-    expect(reduction in REDUCTIONS, op, f"reduction one of {', '.join(REDUCTIONS)}", reduction, ValueError)
+    known = isinstance(reduction, str) and reduction in REDUCTIONS
+    expect(known, op, f"reduction one of {', '.join(REDUCTIONS)}", reduction, ValueError)
     return reduction
 
 
@@ -48,16 +53,17 @@ def traceable_loss(input, target, *weights):
     given = [input, target, *(w for w in weights if w is not None)]
     dtypes = {t.dtype for t in given}
     if len(dtypes) > 1 and (torch.float64 in dtypes or not torch.is_autocast_enabled(input.device.type)):
-        return False
-    return traceable(*given) and not any(w.requires_grad for w in given[2:])
+        return None
+    return None if any(w.requires_grad for w in given[2:]) else traceable(*given)
 
 
 # ---- on the Triton path ---------------------------------------------------------------------------------------------
 
 
 def computes_in_advance(input):
-    """Whether a forward pass may compute gradients for a gradient of 1: on a device nobody could look whether it is."""
-    return input.device.type == "cpu"
+    """Whether a forward pass may compute gradients for a gradient of 1: nobody could look whether it is on a device,
+    or while a compiler traces."""
+    return input.device.type == "cpu" and type(input) in PLAIN
 
 
 def is_one(grad):
@@ -72,7 +78,7 @@ class ElementwiseLossFunction(torch.autograd.Function):
     def forward(ctx, input, target, weight, pos_weight, loss, reduction):
         in_advance = reduction != REDUCTIONS["none"] and input.shape == target.shape and computes_in_advance(input)
         mask = [in_advance and needed for needed in ctx.needs_input_grad[:2]]
-        value, *ctx.gradients = kernels.elementwise_loss.elementwise_loss_forward(
+        value, *ctx.gradients = launchers.elementwise_loss_forward(
             input, target, weight, pos_weight, loss, reduction, mask
         )
         ctx.save_for_backward(input, target, weight, pos_weight)
@@ -82,7 +88,7 @@ class ElementwiseLossFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         mask, tensors, gradients = ctx.needs_input_grad[:2], ctx.saved_tensors, [None, None]
-        if not torch.is_grad_enabled() and is_one(grad):
+        if any(g is not None for g in ctx.gradients) and not torch.is_grad_enabled() and is_one(grad):
             gradients, ctx.gradients = ctx.gradients, [None, None]  # once: who receives them owns them
         missing = [wanted and found is None for wanted, found in zip(mask, gradients, strict=True)]
         if any(missing):
@@ -93,9 +99,7 @@ class ElementwiseLossFunction(torch.autograd.Function):
 
 def elementwise_loss_backward(grad, input, target, weight, pos_weight, loss, reduction, mask):
     """The gradients of input and target that the mask chooses, differentiable."""
-    kernel = functools.partial(
-        kernels.elementwise_loss.elementwise_loss_backward, loss=loss, reduction=reduction, mask=mask
-    )
+    kernel = functools.partial(launchers.elementwise_loss_backward, loss=loss, reduction=reduction, mask=mask)
     compose = functools.partial(composed_gradients, loss=loss, reduction=reduction)
     return with_composed_derivative(kernel, compose, grad, input, target, weight, pos_weight)
 
@@ -125,19 +129,18 @@ def composed_slopes(x, y, pos_weight, loss):
     return slope, -extra * torch.nn.functional.logsigmoid(x) - x
 
 
-if native.library is not None:
+@register_fake("elementwise_loss_forward")
+def _(input, target, weight, pos_weight, loss, reduction, mask):
+    if input.shape != target.shape:  # where a call is traced; eager ones warn in mse_loss
+        warn_of_broadcasting(input, target)
+    shape = torch.broadcast_shapes(input.shape, target.shape) if reduction == REDUCTIONS["none"] else ()
+    return (
+        input.new_empty(shape),
+        input.new_empty(input.shape) if mask[0] else None,
+        target.new_empty(target.shape) if mask[1] else None,
+    )
 
-    @torch.library.register_fake("pytorch_ext::elementwise_loss_forward")
-    def _(input, target, weight, pos_weight, loss, reduction, mask):
-        if input.shape != target.shape:  # where a call is traced; eager ones warn in mse_loss
-            warn_of_broadcasting(input, target)
-        shape = torch.broadcast_shapes(input.shape, target.shape) if reduction == REDUCTIONS["none"] else ()
-        return (
-            input.new_empty(shape),
-            input.new_empty(input.shape) if mask[0] else None,
-            target.new_empty(target.shape) if mask[1] else None,
-        )
 
-    @torch.library.register_fake("pytorch_ext::elementwise_loss_backward")
-    def _(grad, input, target, weight, pos_weight, loss, reduction, mask):
-        return input.new_empty(input.shape) if mask[0] else None, target.new_empty(target.shape) if mask[1] else None
+@register_fake("elementwise_loss_backward")
+def _(grad, input, target, weight, pos_weight, loss, reduction, mask):
+    return input.new_empty(input.shape) if mask[0] else None, target.new_empty(target.shape) if mask[1] else None

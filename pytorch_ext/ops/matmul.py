@@ -4,11 +4,10 @@ import functools
 
 import torch
 
-from .. import native
-from ..triton_path import kernels
+from ..triton_path import launchers
 from .checks import broadcast, expect, expect_alike, expect_tensors
 from .composition import with_composed_derivative
-from .paths import choice, is_dynamo_compiling, overridden, products_are_ieee, traceable
+from .paths import choice, is_dynamo_compiling, overridden, products_are_ieee, register_fake, traceable
 
 
 def matmul(input, other):
@@ -28,8 +27,8 @@ def matmul(input, other):
             pass
     if not overridden(input, other):
         check(input, other)
-        if traceable(input, other) and products_are_ieee(input):
-            return torch.ops.pytorch_ext.matmul(input, other)
+        if (operators := traceable(input, other)) and products_are_ieee(input):
+            return operators.matmul(input, other)
     return torch.matmul(input, other)
 
 
@@ -54,7 +53,7 @@ class MatmulFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, other):
         ctx.save_for_backward(input, other)
-        return kernels.matmul.matmul_forward(input, other)
+        return launchers.matmul_forward(input, other)
 
     @staticmethod
     def backward(ctx, grad):
@@ -63,7 +62,7 @@ class MatmulFunction(torch.autograd.Function):
 
 def matmul_backward(grad, input, other, mask):
     """The gradients that the mask chooses, on the Triton path, differentiable."""
-    kernel = functools.partial(kernels.matmul.matmul_backward, mask=mask)
+    kernel = functools.partial(launchers.matmul_backward, mask=mask)
     return with_composed_derivative(kernel, composed_matmul_gradients, grad, input, other)
 
 
@@ -78,16 +77,15 @@ def composed_matmul_gradients(grad, input, other):
     return dA.reshape(input.shape), dB.reshape(other.shape)
 
 
-if native.library is not None:
+@register_fake("matmul_forward")
+def _(input, other):
+    shape = torch.broadcast_shapes(input.shape[:-2], other.shape[:-2])
+    return input.new_empty((*shape, *input.shape[-2:-1], *(other.shape[-1:] if other.dim() > 1 else ())))
 
-    @torch.library.register_fake("pytorch_ext::matmul_forward")
-    def _(input, other):
-        shape = torch.broadcast_shapes(input.shape[:-2], other.shape[:-2])
-        return input.new_empty((*shape, *input.shape[-2:-1], *(other.shape[-1:] if other.dim() > 1 else ())))
 
-    @torch.library.register_fake("pytorch_ext::matmul_backward")
-    def _(grad, input, other, mask):
-        return (
-            input.new_empty(input.shape) if mask[0] else None,
-            other.new_empty(other.shape) if mask[1] else None,
-        )
+@register_fake("matmul_backward")
+def _(grad, input, other, mask):
+    return (
+        input.new_empty(input.shape) if mask[0] else None,
+        other.new_empty(other.shape) if mask[1] else None,
+    )

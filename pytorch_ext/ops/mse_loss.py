@@ -1,10 +1,9 @@
 """mse_loss: the mean of squared differences, value and gradients in one pass."""
 
-import torch
 import torch.nn.functional as F
 
 from .checks import broadcast, expect, expect_tensors
-from .losses import REDUCTIONS, reduction_name, traceable_loss, warn_of_broadcasting
+from .losses import REDUCTIONS, reduction_code, reduction_name, traceable_loss, warn_of_broadcasting
 from .paths import choice, is_dynamo_compiling, is_traced, overridden
 
 
@@ -16,7 +15,7 @@ def mse_loss(input, target, size_average=None, reduce=None, reduction="mean", we
     for an unknown reduction or another shape of weight. A weight that requires a gradient takes the stock operators.
     """
     if size_average is None and reduce is None and not is_dynamo_compiling():
-        loss = choice.kernels.mse_loss(input, target, weight, REDUCTIONS.get(reduction))
+        loss = choice.kernels.mse_loss(input, target, weight, reduction_code(reduction))
         if loss is not None:
             return loss
     if overridden(input, target, weight):
@@ -28,8 +27,8 @@ def mse_loss(input, target, size_average=None, reduce=None, reduction="mean", we
         loss = choice.kernels.mse_loss_broadcast(input, target, weight, REDUCTIONS[reduction])
         if loss is not None and target.shape != input.shape:
             warn_of_broadcasting(input, target, stacklevel=3)
-    elif traceable_loss(input, target, weight):
-        loss = torch.ops.pytorch_ext.mse_loss(input, target, weight, REDUCTIONS[reduction])
+    elif operators := traceable_loss(input, target, weight):
+        loss = operators.mse_loss(input, target, weight, REDUCTIONS[reduction])
     return F.mse_loss(input, target, reduction=reduction, weight=weight) if loss is None else loss
 
 

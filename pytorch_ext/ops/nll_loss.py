@@ -3,12 +3,11 @@
 import torch
 import torch.nn.functional as F
 
-from .. import native
-from ..triton_path import kernels
+from ..triton_path import launchers
 from .checks import expect, expect_alike, expect_tensors
 from .composition import with_composed_derivative
-from .losses import REDUCTIONS, reduction_name, traceable_loss
-from .paths import choice, is_dynamo_compiling, is_traced, overridden
+from .losses import REDUCTIONS, reduction_code, reduction_name, traceable_loss
+from .paths import choice, is_dynamo_compiling, is_traced, overridden, register_fake
 
 
 def nll_loss(input, target, weight=None, size_average=None, ignore_index=-100, reduce=None, reduction="mean"):
@@ -19,7 +18,7 @@ def nll_loss(input, target, weight=None, size_average=None, ignore_index=-100, r
     ValueError for other batch sizes or an unknown reduction, RuntimeError for other shapes and dtypes.
     """
     if size_average is None and reduce is None and not is_dynamo_compiling():
-        loss = choice.kernels.nll_loss(input, target, weight, REDUCTIONS.get(reduction), ignore_index)
+        loss = choice.kernels.nll_loss(input, target, weight, reduction_code(reduction), ignore_index)
         if loss is not None:
             return loss
     if overridden(input, target, weight):
@@ -30,8 +29,8 @@ def nll_loss(input, target, weight=None, size_average=None, ignore_index=-100, r
     loss = None
     if not is_traced(input):
         loss = choice.kernels.nll_loss(input, target, weight, REDUCTIONS[reduction], ignore_index)
-    elif traceable_loss(input, input, *(() if weight is None else (weight,))):
-        loss = torch.ops.pytorch_ext.nll_loss(input, target, weight, REDUCTIONS[reduction], ignore_index)
+    elif operators := traceable_loss(input, input, *(() if weight is None else (weight,))):
+        loss = operators.nll_loss(input, target, weight, REDUCTIONS[reduction], ignore_index)
     if loss is not None:
         return loss
     return F.nll_loss(input, target, weight, ignore_index=ignore_index, reduction=reduction)
@@ -71,7 +70,7 @@ class NllLossFunction(torch.autograd.Function):
     def forward(ctx, input, target, weight, reduction, ignore_index):
         ctx.save_for_backward(input, target, weight)
         ctx.options = reduction, ignore_index
-        return kernels.nll_loss.nll_loss_forward(input, target, weight, reduction, ignore_index)
+        return launchers.nll_loss_forward(input, target, weight, reduction, ignore_index)
 
     @staticmethod
     def backward(ctx, grad):
@@ -82,7 +81,7 @@ def nll_loss_backward(grad, input, target, weight, reduction, ignore_index):
     """The input's gradient on the Triton path, differentiable by ``grad``, all that it depends on differentiably."""
 
     def kernel(grad):
-        return kernels.nll_loss.nll_loss_backward(grad, input, target, weight, reduction, ignore_index)
+        return launchers.nll_loss_backward(grad, input, target, weight, reduction, ignore_index)
 
     def compose(grad):
         q, scale = class_distribution(grad, input.detach(), target, weight, reduction, ignore_index)
@@ -119,13 +118,20 @@ def class_distribution(grad, input, target, weight, reduction, ignore_index, lab
     return q, scale.unsqueeze(dim) if reduction == REDUCTIONS["none"] else scale
 
 
-if native.library is not None:
+@register_fake("nll_loss_forward")
+def _(input, target, weight, reduction, ignore_index):
+    each = reduction == REDUCTIONS["none"] and input.dim() > 1
+    return input.new_empty(target.shape if each else ())
 
-    @torch.library.register_fake("pytorch_ext::nll_loss_forward")
-    def _(input, target, weight, reduction, ignore_index):
-        each = reduction == REDUCTIONS["none"] and input.dim() > 1
-        return input.new_empty(target.shape if each else ())
 
-    @torch.library.register_fake("pytorch_ext::nll_loss_backward")
-    def _(grad, input, target, weight, reduction, ignore_index):
-        return input.new_empty(input.shape)
+@register_fake("nll_loss_backward")
+def _(grad, input, target, weight, reduction, ignore_index):
+    return laid_out_as(input, input)
+
+
+def laid_out_as(input, t):
+    """An empty tensor of t's sizes as kernels write it: the classes contiguous where they are in the input."""
+    moved = input.movedim(1, -1) if input.dim() > 2 else input
+    if not input.is_contiguous() and moved.is_contiguous():
+        return t.new_empty(moved.shape).movedim(-1, 1)
+    return t.new_empty(t.shape)

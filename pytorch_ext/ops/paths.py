@@ -8,8 +8,9 @@ Every function of the package reads alike::
             return result
     if not overridden(...):                         # plain tensors: say what is wrong with them, if anything is
         check(...)
-        if traceable(...):                          # torch.compile, torch.export: the registered operator
-            return torch.ops.pytorch_ext.<op>(...)
+        operators = traceable(...)                  # torch.compile, torch.export: the registered operators
+        if operators:
+            return operators.<op>(...)
     return <the stock composition>                  # everything else: subclasses, transforms, other dtypes and devices
 """
 
@@ -20,18 +21,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.compiler import is_dynamo_compiling
 
-from .. import native
+from .. import native, triton_path
 from ..backends import choice
 
-__all__ = [
-    "KERNEL_DTYPES",
-    "choice",
-    "is_dynamo_compiling",
-    "is_traced",
-    "overridden",
-    "products_are_ieee",
-    "traceable",
-]
+__all__ = ["KERNEL_DTYPES", "choice", "is_dynamo_compiling", "is_traced", "overridden", "products_are_ieee"]
+__all__ += ["register_fake", "traceable"]
 
 # What torch.export and AOTAutograd call a function with; under Dynamo they pass for plain tensors.
 TRACED = (FakeTensor, FunctionalTensor)
@@ -51,12 +45,15 @@ def is_traced(*tensors):
 
 
 def traceable(*tensors):
-    """Whether a graph is being traced and the registered operators cover these tensors (None is skipped)."""
-    if not is_traced(*tensors):
-        return False
-    if native.library is None or choice.name == "stock" or is_exporting_onnx():
-        return False
-    return all(t is None or (t.dtype in KERNEL_DTYPES and device_has_kernels(str(t.device))) for t in tensors)
+    """While a graph is traced the registered operators that cover these tensors (None is skipped), if any do."""
+    if not is_traced(*tensors) or choice.name == "stock" or is_exporting_onnx():
+        return None
+    if not all(t is None or t.dtype in KERNEL_DTYPES for t in tensors):
+        return None
+    libraries = {library_for(str(t.device), choice.name) for t in tensors if t is not None}
+    if len(libraries) != 1:
+        return None
+    return {None: None, "native": torch.ops.pytorch_ext, "triton": torch.ops.pytorch_ext_triton}[libraries.pop()]
 
 
 def constant_under_dynamo(function):
@@ -73,9 +70,32 @@ def is_exporting_onnx():
 
 
 @constant_under_dynamo  # a tensor under tracing is none to run a self-test with
-def device_has_kernels(device):
-    """Whether the native library has kernels for this device, and they have passed the self-test there."""
-    return device == "cpu" or (device.startswith("cuda") and native.library.has_kernels(torch.empty(0, device=device)))
+def library_for(device, backend):
+    """Whose kernels run on this device: the native library's, if they have passed the self-test there, or Triton's."""
+    if backend != "triton" and native.library is not None:
+        on_gpu = device.startswith("cuda")
+        if device == "cpu" or (on_gpu and native.library.has_kernels(torch.empty(0, device=device))):
+            return "native"
+        if not on_gpu or not choice.takes_triton:
+            return None
+    runs = triton_path.problem() is None and triton_path.kernels.launch.can_run_on(torch.device(device))
+    return "triton" if runs else None
+
+
+# The fake (meta) kernels, which the native library's operators and Triton's share: {operator: function}
+FAKES = {}
+
+
+def register_fake(name):
+    """A decorator: the fake kernel of that operator."""
+
+    def register(function):
+        FAKES[name] = function
+        if native.library is not None:
+            torch.library.register_fake(f"pytorch_ext::{name}", function)
+        return function
+
+    return register
 
 
 def products_are_ieee(tensor):

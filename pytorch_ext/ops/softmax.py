@@ -5,11 +5,10 @@ import functools
 import torch
 import torch.nn.functional as F
 
-from .. import native
-from ..triton_path import kernels
+from ..triton_path import launchers
 from .checks import expect, expect_tensors
 from .composition import with_composed_derivative
-from .paths import choice, is_dynamo_compiling, overridden, traceable
+from .paths import choice, is_dynamo_compiling, overridden, register_fake, traceable
 
 
 def softmax(input, dim=None, _stacklevel=3, dtype=None):
@@ -39,8 +38,8 @@ def otherwise(op, stock, input, dim, stacklevel, dtype):
     if isinstance(dim, int):
         dims = max(input.dim(), 1)
         expect(-dims <= dim < dims, op, f"dim between {-dims} and {dims - 1}", dim, IndexError)
-    if traceable(input if dtype is None else input.to(dtype)):
-        return getattr(torch.ops.pytorch_ext, op)(input, dim, dtype)
+    if operators := traceable(input if dtype is None else input.to(dtype)):
+        return getattr(operators, op)(input, dim, dtype)
     return stock(input, dim, dtype=dtype)
 
 
@@ -58,7 +57,7 @@ class SoftmaxFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, input, dim, logarithm):
-        output = kernels.softmax.softmax_forward(input, dim, logarithm)
+        output = launchers.softmax_forward(input, dim, logarithm)
         ctx.save_for_backward(output)
         ctx.dim, ctx.logarithm = dim, logarithm
         return output
@@ -70,7 +69,7 @@ class SoftmaxFunction(torch.autograd.Function):
 
 def softmax_backward(grad, output, dim, logarithm):
     """The input's gradient on the Triton path, differentiable."""
-    kernel = functools.partial(kernels.softmax.softmax_backward, dim=dim, logarithm=logarithm)
+    kernel = functools.partial(launchers.softmax_backward, dim=dim, logarithm=logarithm)
     compose = functools.partial(composed_softmax_gradient, dim=dim, logarithm=logarithm)
     return with_composed_derivative(kernel, compose, grad, output)
 
@@ -82,12 +81,11 @@ def composed_softmax_gradient(g, y, dim, logarithm):
     return y * (g - (y * g).sum(dim, keepdim=True))
 
 
-if native.library is not None:
+@register_fake("softmax_forward")
+def _(input, dim, logarithm):
+    return input.new_empty(input.shape)
 
-    @torch.library.register_fake("pytorch_ext::softmax_forward")
-    def _(input, dim, logarithm):
-        return input.new_empty(input.shape)
 
-    @torch.library.register_fake("pytorch_ext::softmax_backward")
-    def _(grad, output, dim, logarithm):
-        return output.new_empty(output.shape)
+@register_fake("softmax_backward")
+def _(grad, output, dim, logarithm):
+    return output.new_empty(output.shape)

@@ -13,10 +13,12 @@ import traceback
 import torch
 from accuracy import assert_same_bits
 
-SPECIAL = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e-40, -1e-42, -0.0, 3e38, -3e38])
+from .triton_usage import machine_for
+
+SPECIAL = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e-40, -1e-42, -0.0, 0.0, 3e38, -3e38])
 FORWARD = {"relu": "y", "sigmoid": "y", "tanh": "y", "gelu": "z", "gelu_tanh": "z", "silu": "z"}
 MODULES = ("activation", "cross_entropy", "dropout", "elementwise_loss", "linear", "matmul", "nll_loss", "optimizers")
-MODULES += ("product", "reduce", "softmax")
+MODULES += ("product", "reduce", "softmax", "tensor_cores")
 
 
 def random(*shape, special=False):
@@ -120,39 +122,58 @@ def updates():
     import pytorch_ext
     from pytorch_ext import optim
 
-    def run(backend, name, options, clip):
+    shapes = (1,), (1030,), (0,), (3, 7), (4100,)
+
+    def run(backend, name, options, dtype):
         torch.manual_seed(1)
-        params = [torch.nn.Parameter(random(*shape)) for shape in ((1,), (1030,), (3, 7))]
+        params = [torch.nn.Parameter(random(*shape).to(dtype)) for shape in shapes]
         optimizer = getattr(optim, name)(params, **options)
         with pytorch_ext.backend(backend):
             for _ in range(3):
                 for p in params:
-                    p.grad = random(*p.shape)
-                norm = [optim.clip_grad_norm_(params, 5.0)] if clip else []
+                    p.grad = random(*p.shape, special=p.dim() > 1).to(dtype)
+                    p.grad[p.grad.isfinite().logical_not()] = 0.0
+                norm = [optim.clip_grad_norm_(params, 5.0)]
                 optimizer.step()
         return [p.detach() for p in params] + norm
 
     momentum = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "nesterov": True}
     amsgrad = {"amsgrad": True, "weight_decay": 0.01, "maximize": True}
     cases = [("SGD", {"lr": 0.1}), ("SGD", momentum), ("Adam", {}), ("Adam", amsgrad), ("AdamW", {})]
-    for name, options in cases:
-        for i, (a, b) in enumerate(
-            zip(*(run(path, name, options, True) for path in ("triton", "native")), strict=True)
-        ):
-            assert_same_bits(a, b, f"result {i} of {name} {options}")
+    cases = [(*case, torch.float32) for case in cases] + [
+        ("SGD", momentum, torch.float64),
+        ("Adam", amsgrad, torch.float64),
+    ]
+    for case in cases:
+        results = [run(path, *case) for path in ("triton", "native")]
+        for i, (a, b) in enumerate(zip(*results, strict=True)):
+            assert_same_bits(a, b, f"result {i} of {case}")
 
 
 def tensor_cores(machine):
-    """Products of 16 bits, which are outside the contract, compile to the architecture's tensor cores."""
-    machine.texts = []
+    """Products outside the contract take the architecture's tensor cores, and from 9.0 on blocks come and go by TMA."""
+    linear = importlib.import_module("pytorch_ext.triton_kernels.linear")
+    product = importlib.import_module("pytorch_ext.triton_kernels.product")
+    machine.compiled, precision_of = [], product.precision_of
     try:
         for dtype in (torch.float16, torch.bfloat16):
             x, w = torch.ones(256, 256, dtype=dtype), torch.ones(256, 256, dtype=dtype)
-            importlib.import_module("pytorch_ext.triton_kernels.linear").linear_forward(x, w, None, "relu")
-        instruction = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}[machine.target.arch]
-        assert len(machine.texts) == 2 and all(instruction in text for text in machine.texts)
+            linear.linear_forward(x, w, w[0], "gelu")
+            linear.linear_backward(x, x, w, x, "relu", [True, True, False])
+        product.precision_of = lambda t: "tf32"
+        linear.linear_forward(torch.ones(256, 256), torch.ones(256, 256), None, "none")
+        products = [compiled.asm["ptx"] for name, compiled in machine.compiled if "product" in name]
+        assert len(products) == 7
+        for text in products:
+            for instruction in EXPECTED[machine.target.arch]:
+                assert instruction in text, instruction
     finally:
-        machine.texts = None
+        machine.compiled, product.precision_of = None, precision_of
+
+
+# Of products by architecture: how blocks are multiplied, loaded and stored.
+BULK = "cp.async.bulk.tensor.2d.shared::", "cp.async.bulk.tensor.2d.global.shared::cta"
+EXPECTED = {80: ("mma.sync", "cp.async.c", "st.global"), 90: ("wgmma.mma_async", *BULK), 100: ("tcgen05.mma", *BULK)}
 
 
 CASES = {f.__name__: f for f in (activations, products, sums, dropout, softmax, cross_entropy, nll_loss)}
@@ -172,10 +193,7 @@ def run_case(machine, name, full):
 def main(architecture, names):
     from pytorch_ext import triton_path
 
-    from .triton_machine import TritonMachine
-
-    machine, launch = TritonMachine(architecture), triton_path.kernels.launch
-    launch.run, launch.can_run_on = machine.run, lambda device: True
+    machine, _ = machine_for(architecture)
     triton_path.problem = lambda: None  # there is no device, and none is needed
     failed = {}
     full = names == ["full"]

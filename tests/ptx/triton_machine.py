@@ -1,10 +1,12 @@
 """A machine that compiles a Triton launch for an architecture, lints its PTX and interprets it on CPU tensors."""
 
 import collections
+import ctypes
+import ctypes.util
 
 import numpy as np
 import triton
-from triton._C.libtriton import interpreter as exact
+from spec import arithmetic
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
@@ -18,9 +20,13 @@ from .values import FLOATING, INTEGER
 PACKED = {"fp32": np.float32, "fp64": np.float64, "i32": np.int32, "i64": np.int64, "u64": np.uint64}
 
 
+libm = ctypes.CDLL(ctypes.util.find_library("m"))
+libm.fma.argtypes, libm.fma.restype = [ctypes.c_double] * 3, ctypes.c_double
+fma_of_doubles = np.frompyfunc(libm.fma, 3, 1)
+
+
 def fma(a, b, c):
-    function = exact.fma_fp32 if a.dtype == np.float32 else exact.fma_fp64
-    return function(*(np.ascontiguousarray(x) for x in (a, b, c)))
+    return arithmetic.fma(a, b, c) if a.dtype == np.float32 else fma_of_doubles(a, b, c).astype(np.float64)
 
 
 class TritonMachine:
@@ -30,20 +36,21 @@ class TritonMachine:
         self.target, self.warps = GPUTarget("cuda", architecture, 32), warps
         self.backend = make_backend(self.target)
         self.violations, self.launches = set(), collections.Counter()
-        self.texts = None  # a list takes the PTX of launches that are only compiled
+        self.compiled = None  # a list takes the names and kernels of launches that are only compiled
 
-    def run(self, kernel, grid, arguments, constants, options):
+    def run(self, kernel, grid, arguments, constants, options, reached):
         options = {**options, **({"num_warps": self.warps} if self.warps else {})}
         compiled, values = self.compile(kernel, arguments, {**constants, **options})
-        if self.texts is not None:
-            return self.texts.append(compiled.asm["ptx"])
+        if self.compiled is not None:
+            self.launches[kernel.__name__] += 1
+            return self.compiled.append((kernel.__name__, compiled))
         (code,) = parse(compiled.asm["ptx"]).values()
-        if contract(arguments):
+        tensors = [t for t in (*arguments, *reached) if hasattr(t, "data_ptr")]
+        if contract(tensors):
             self.violations.update(lint.violations(code))
         self.launches[kernel.__name__] += 1
         values = [pack(kind, value) for kind, value in values if kind != "constexpr"]
         values += [bytes(size) for _, size in list(code.parameters.values())[len(values) :]]  # Triton's own scratch
-        tensors = [t for t in arguments if hasattr(t, "data_ptr")]
         regions = {t.untyped_storage().data_ptr(): storage(t) for t in tensors}
         block, grid = (32 * compiled.metadata.num_warps, 1, 1), (*grid, 1, 1)[:3]
         TritonLaunch(code, grid, block, compiled.metadata.shared, values, list(regions.items()), fma).run()
@@ -127,10 +134,9 @@ class TritonLaunch(Launch):
             yield register, Memory([(0, array)]), at + (owners[threads] * size).astype(np.uint64)
 
 
-def contract(arguments):
+def contract(tensors):
     """Whether a launch computes in float32, as the contract has it."""
-    dtypes = {str(t.dtype) for t in arguments if hasattr(t, "data_ptr")}
-    return not dtypes & {"torch.float64", "torch.float16", "torch.bfloat16"}
+    return not {str(t.dtype) for t in tensors} & {"torch.float64", "torch.float16", "torch.bfloat16"}
 
 
 def storage(t):
