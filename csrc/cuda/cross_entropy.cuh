@@ -81,7 +81,7 @@ template <class Row, class S, class L>
 __global__ void class_indices_kernel(ClassificationLoss<S> p, ClassTotals<compute_t<S>> totals, L* losses) {
   using T = compute_t<S>;
   const int64_t number = own_row<Row>();
-  if (number >= p.outer * p.inner) return;
+  if (number >= p.outer * p.inner || holds_gradients(p)) return;
   const int64_t o = number / p.inner, i = number % p.inner, target = p.indices[number];
   S* dx = p.dinput ? p.dinput + o * p.classes * p.inner + i : nullptr;
   if (target == p.ignore_index) {
@@ -107,7 +107,7 @@ template <class Row, class S, class L>
 __global__ void class_probabilities_kernel(ClassificationLoss<S> p, ClassTotals<compute_t<S>> totals, L* losses) {
   using T = compute_t<S>;
   const int64_t number = own_row<Row>();
-  if (number >= p.outer * p.inner) return;
+  if (number >= p.outer * p.inner || holds_gradients(p)) return;
   const int64_t o = number / p.inner, i = number % p.inner, first = o * p.classes * p.inner + i;
   const Row row(p.classes);
   S* dx = p.dinput ? p.dinput + first : nullptr;

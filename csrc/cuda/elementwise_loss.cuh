@@ -14,6 +14,7 @@ struct LossTerm {
   ElementwiseLossArrays<S> p;
   MeanDivisor<T> divisor;
 
+  __device__ __forceinline__ bool is_done() const { return holds_gradients(p); }
   __device__ __forceinline__ T operator()(int64_t i) const {
     const T x = widen(p.input[i]), y = widen(p.target[i]), pos_weight = p.pos_weight ? widen(p.pos_weight[i]) : T(1);
     auto weighted = [&](T v) { return p.weight ? mul(v, widen(p.weight[i])) : v; };

@@ -43,10 +43,11 @@ cudaError_t sum_terms(Term term, int64_t n, Finish finish, T* workspace, Device 
   return sum_terms<T>(SegmentSum<T>{workspace}, segments, finish, workspace + segments, device);
 }
 
-// Without a sum: term(i) for every i < n, into `values` where they are wanted. (For more than four blocks on a
+// Without a sum: term(i) for every i < n, into `values` where they are wanted; nothing where term.is_done(). (For more than four blocks on a
 // multiprocessor ptxas spills a register.)
 template <class S, class Term>
 __global__ void __launch_bounds__(SEGMENT_THREADS, 4) each_term_kernel(Term term, int64_t n, S* values) {
+  if (term.is_done()) return;
   for (int64_t i = global_thread(); i < n; i += global_threads()) {
     const auto value = term(i);
     if (values) values[i] = narrow<S>(value);
@@ -100,6 +101,12 @@ __device__ __forceinline__ compute_t<S> loss_scale(const S* grad, Reduction redu
   using T = compute_t<S>;
   const T scale = grad ? widen(grad[reduction == Reduction::none ? i : 0]) : T(1);
   return reduction == Reduction::mean ? div(scale, divisor()) : scale;
+}
+
+// Whether a loss's arguments ask for gradients that its forward pass has left where they belong.
+template <class Loss>
+__device__ __forceinline__ bool holds_gradients(const Loss& p) {
+  return p.in_advance && equal(widen(*p.grad), 1);
 }
 
 }  // namespace pytorch_ext::PYTORCH_EXT_ISA

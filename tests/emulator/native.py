@@ -63,6 +63,12 @@ class Kernels:
     def elementwise_loss_backward(self, grad, x, target, weight, pos_weight, loss, reduction, mask):
         return tuple(self._elementwise_loss(x, target, weight, pos_weight, loss, reduction, mask, grad)[1:])
 
+    def elementwise_loss_backward_into(self, grad, dinput, dtarget, *operands):
+        mask = [dinput is not None, dtarget is not None]
+        for into, found in zip((dinput, dtarget), self.elementwise_loss_backward(grad, *operands, mask), strict=True):
+            if into is not None:
+                into.copy_(found)
+
     def _cross_entropy(self, x, target, weight, reduction, ignore_index, smoothing, grad=None):
         args = (x.contiguous(), target.contiguous(), weight, REDUCTIONS[reduction], ignore_index, smoothing)
         return ops.cross_entropy(self.new_machine(), *args, grad=grad, value=grad is None)
@@ -74,6 +80,11 @@ class Kernels:
     def cross_entropy_backward(self, grad, x, target, weight, reduction, ignore_index, smoothing, mask):
         gradients = self._cross_entropy(x, target, weight, reduction, ignore_index, smoothing, grad)[1:]
         return tuple(t if want else None for t, want in zip(gradients, mask, strict=True))
+
+    def cross_entropy_backward_into(self, grad, dinput, x, target, weight, reduction, ignore_index, smoothing):
+        args = (x.contiguous(), target.contiguous(), weight, REDUCTIONS[reduction], ignore_index, smoothing)
+        machine = self.new_machine()
+        dinput.copy_(ops.cross_entropy(machine, *args, grad=grad, value=False, in_advance=dinput.contiguous())[1])
 
 
 class Namespace:
@@ -129,7 +140,7 @@ def emulated(new_machine):
     before, kernels = choice.kernels, Kernels(new_machine)
     library = torch.library.Library("pytorch_ext", "IMPL")
     try:
-        for name in (n for n in dir(kernels) if n.endswith(("_forward", "_backward"))):
+        for name in (n for n in dir(kernels) if n.endswith(("_forward", "_backward", "_backward_into")) and n[0] != "_"):
             library.impl(name, getattr(kernels, name), "CPU", allow_override=True)
         choice.kernels = Namespace(new_machine)
         yield
