@@ -140,7 +140,9 @@ def emulated(new_machine):
     before, kernels = choice.kernels, Kernels(new_machine)
     library = torch.library.Library("pytorch_ext", "IMPL")
     try:
-        for name in (n for n in dir(kernels) if n.endswith(("_forward", "_backward", "_backward_into")) and n[0] != "_"):
+        for name in (
+            n for n in dir(kernels) if n.endswith(("_forward", "_backward", "_backward_into")) and n[0] != "_"
+        ):
             library.impl(name, getattr(kernels, name), "CPU", allow_override=True)
         choice.kernels = Namespace(new_machine)
         yield

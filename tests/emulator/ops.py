@@ -112,7 +112,9 @@ def elementwise_loss(
     gradients hold before."""
     shape = x.shape if reduction == "none" else (1,)
     value = machine.memory.empty(*shape) if value else None
-    dinput, dtarget = (machine.memory.copy(t) if in_advance else machine.memory.empty(*x.shape) for t in in_advance or (x, x))
+    dinput, dtarget = (
+        machine.memory.copy(t) if in_advance else machine.memory.empty(*x.shape) for t in in_advance or (x, x)
+    )
     p = machine.structures.ElementwiseLossArrays(LOSSES.index(loss), REDUCTIONS.index(reduction), x.numel())
     p.in_advance = in_advance is not None
     p.input, p.target, p.weight, p.pos_weight = map(machine.memory.put, (x, target, weight, pos_weight))
