@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import sys
 
 import pytest
 import torch
@@ -102,3 +103,16 @@ def each_cpu(request):
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(20240611)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How many CUDA kernels ran in the emulator and in the PTX interpreter, and how often."""
+    machines, compiled = (sys.modules.get(name) for name in ("emulator.machines", "ptx.compiled"))
+    counts = {f"emulated, {dtype}": machines.launches_of(runner) for dtype, runner in getattr(machines, "runners", ())}
+    for (architecture, dtype), launches in getattr(compiled, "LAUNCHES", {}).items():
+        counts[f"PTX of {architecture} interpreted, {dtype}"] = launches
+    if any(counts.values()):
+        terminalreporter.section("CUDA kernels without a GPU")
+    for what, launches in counts.items():
+        if launches:
+            terminalreporter.write_line(f"{what}: {len(launches)} kernels, {launches.total()} launches")

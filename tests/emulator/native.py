@@ -46,13 +46,12 @@ class Kernels:
     def softmax_backward(self, grad, y, dim, logarithm):
         return ops.softmax_gradient(self.new_machine(), grad.contiguous(), y.contiguous(), dim, logarithm)
 
-    def _elementwise_loss(self, x, target, weight, pos_weight, loss, reduction, mask, grad=None):
+    def _elementwise_loss(self, x, target, weight, pos_weight, loss, reduction, mask, grad=None, in_advance=None):
         if x.shape != target.shape or weight is not None or pos_weight is not None:
             raise NotImplementedError("an elementwise loss of operands that broadcast")
         arrays = (t.contiguous() for t in (x, target))
-        found = ops.elementwise_loss(
-            self.new_machine(), loss, REDUCTIONS[reduction], *arrays, grad=grad, value=grad is None
-        )
+        options = {"grad": grad, "value": grad is None, "in_advance": in_advance}
+        found = ops.elementwise_loss(self.new_machine(), loss, REDUCTIONS[reduction], *arrays, **options)
         wanted = (grad is None, *mask)
         return [t if want else None for t, want in zip(found, wanted, strict=True)]
 
@@ -63,11 +62,12 @@ class Kernels:
     def elementwise_loss_backward(self, grad, x, target, weight, pos_weight, loss, reduction, mask):
         return tuple(self._elementwise_loss(x, target, weight, pos_weight, loss, reduction, mask, grad)[1:])
 
-    def elementwise_loss_backward_into(self, grad, dinput, dtarget, *operands):
-        mask = [dinput is not None, dtarget is not None]
-        for into, found in zip((dinput, dtarget), self.elementwise_loss_backward(grad, *operands, mask), strict=True):
+    def elementwise_loss_backward_into(self, grad, dinput, dtarget, x, *operands):
+        left = [torch.zeros_like(x) if t is None else t for t in (dinput, dtarget)]
+        found = self._elementwise_loss(x, *operands, [True, True], grad, left)[1:]
+        for into, gradient in zip((dinput, dtarget), found, strict=True):
             if into is not None:
-                into.copy_(found)
+                into.copy_(gradient)
 
     def _cross_entropy(self, x, target, weight, reduction, ignore_index, smoothing, grad=None):
         args = (x.contiguous(), target.contiguous(), weight, REDUCTIONS[reduction], ignore_index, smoothing)
