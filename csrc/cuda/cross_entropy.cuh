@@ -187,7 +187,7 @@ cudaError_t cross_entropy(const ClassificationLoss<S>& p, compute_t<S>* workspac
       moves_together<S>(p.classes, p.inner, p.input_outer, p.input, p.probabilities, p.dinput, p.dprobabilities);
   auto launch_to = [&](auto* to) {
     using L = std::remove_pointer_t<decltype(to)>;
-    return with_rows<S>(rows, p.classes, together, 1, [&](const RowGrid& grid, auto* row) {
+    return with_rows<S>(rows, p.classes, together, 1, device, [&](const RowGrid& grid, auto* row) {
       using Row = std::remove_pointer_t<decltype(row)>;
       return launch(p.indices ? class_indices_kernel<Row, S, L> : class_probabilities_kernel<Row, S, L>, grid, device,
                     p, totals, to);

@@ -27,6 +27,10 @@ __device__ __forceinline__ auto terms_at(const Term& term, int64_t first, int64_
     return Terms<T, 1>{{term(first)}};
 }
 
+// Blocks on a multiprocessor: with more ptxas spills registers.
+template <class T, class Term>
+constexpr int blocks_of_terms = TermsTogether<Term>::count * sizeof(T) > 16 ? 2 : 3;
+
 // Sum of the n <= 4096 terms from `begin` on by a block, on the threads of its first warp: all threads compute terms,
 // since a lane's chain of 64 adds leaves only one warp with work.
 template <class T, class Term>
@@ -44,7 +48,8 @@ __device__ __forceinline__ T sum_segment_of_block(const Term& term, int64_t begi
 
 // The sum of each block's segment of the terms: into `segments`, or to finish(sum) where it is the only one.
 template <class T, class Term, class Finish>
-__global__ void __launch_bounds__(SEGMENT_THREADS) sum_terms_kernel(Term term, int64_t n, T* segments, Finish finish) {
+__global__ void __launch_bounds__(SEGMENT_THREADS, blocks_of_terms<T, Term>)
+    sum_terms_kernel(Term term, int64_t n, T* segments, Finish finish) {
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * SUM_SEGMENT;
   const T sum = sum_segment_of_block<T>(term, begin, smaller<int64_t>(n - begin, SUM_SEGMENT));
   if (threadIdx.x != 0) return;

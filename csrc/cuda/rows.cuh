@@ -163,9 +163,11 @@ __device__ __forceinline__ T largest_of(const Terms<T, count>& terms, T most) {
 //   together
 //       how many columns memory moves at once: more than one where rows are contiguous and aligned to so many
 
-constexpr int ROWS_PER_BLOCK = 4, BLOCK_ROW_THREADS = 256;
+// A block whose row leaves no room for a second one on a multiprocessor has more threads, but in float64, whose
+// functions would not fit the registers.
+constexpr int ROWS_PER_BLOCK = 4, BLOCK_ROW_THREADS = 256, MOST_BLOCK_ROW_THREADS = 512;
 // Columns one by one have an address each, and two together are doubles: fewer of them fit the registers.
-constexpr int held_columns(int together) { return together == 4 ? 32 : 16; }
+constexpr int held_columns(int together) { return 8 * together; }
 
 template <class S>
 constexpr int columns_together = sizeof(S) == 8 ? 2 : 4;
@@ -209,7 +211,8 @@ struct RowMemory {
 // A warp for a row of at most 4096 columns, or of as many as it holds.
 template <int Held, int Together>
 struct WarpRow : RowMemory<Together> {
-  static constexpr int held = Held, threads = WARP, block_threads = ROWS_PER_BLOCK * WARP, sweep = WARP * Together;
+  static constexpr int held = Held, block_threads = ROWS_PER_BLOCK * WARP, sweep = WARP * Together;
+  static constexpr bool of_block = false;
   static constexpr bool staged = false;
   static constexpr int blocks = !Held ? 1 : Together == 4 ? 4 : 3;  // on a multiprocessor: with more ptxas spills
   int columns;
@@ -276,7 +279,7 @@ struct WarpRow : RowMemory<Together> {
 
 // A block for a row of any length, a warp for each of its segments. Dynamic shared memory, of block_row_bytes(), holds
 // the sums of segments, as many as are a segment themselves, and the sums of those groups; then what is staged.
-constexpr int64_t MOST_SHARED_BYTES = 96 << 10;  // two blocks on a multiprocessor of sm_90, one on each later sm_80
+constexpr int64_t SHARED_BYTES_OF_SEVERAL = 72 << 10;  // three blocks on a multiprocessor of sm_90, two of sm_80
 
 INLINE_HD int64_t segments_of(int64_t elements) { return elements > SUM_SEGMENT ? ceil_div(elements, SUM_SEGMENT) : 1; }
 // How many sums of segments that are, rounded up so that what follows begins at a multiple of 16 bytes.
@@ -291,16 +294,26 @@ int64_t block_row_bytes(int64_t columns, int staged_arrays) {
 
 template <int Together, bool Staged>
 struct BlockRow : RowMemory<Together> {
-  static constexpr int held = 0, threads = BLOCK_ROW_THREADS, block_threads = threads, warps = threads / WARP;
+  static constexpr int held = 0, block_threads = Together == 2 ? BLOCK_ROW_THREADS : MOST_BLOCK_ROW_THREADS;
+  static constexpr bool of_block = true;
   static constexpr bool staged = Staged;
-  static constexpr int blocks = Together == 2 ? 1 : 3;
+  static constexpr int blocks = 1;
   int64_t columns;
 
   __device__ __forceinline__ BlockRow(int64_t columns, int64_t inner) : RowMemory<Together>{inner}, columns(columns) {}
   template <class F>
   __device__ __forceinline__ void each_group(F&& f) const {
 #pragma unroll 4
-    for (int64_t c = threadIdx.x * Together; c < columns; c += BLOCK_ROW_THREADS * Together) f(c);
+    for (int64_t c = threadIdx.x * Together; c < columns; c += blockDim.x * Together) f(c);
+  }
+  static __device__ __forceinline__ int warps() { return blockDim.x / WARP; }
+  // Begins to stage an array: a thread has its own columns after wait_for_copies().
+  template <class T, class S>
+  __device__ __forceinline__ void begin_staging(T* stage, const S* x) const {
+    if constexpr (std::is_same_v<T, S> && sizeof(S) * Together == 16)
+      each_group([&](int64_t c) { begin_copy(stage + c, x + c); });
+    else
+      store(stage, [](int, int64_t, T v) { return v; }, x);
   }
   template <class T>
   __device__ __forceinline__ T* stage(int array) const {
@@ -308,7 +321,7 @@ struct BlockRow : RowMemory<Together> {
   }
   template <class T, class F, class... X>
   __device__ __forceinline__ T largest(F&& f, const X*... x) const {
-    __shared__ T of_warp[warps];
+    __shared__ T of_warp[MOST_BLOCK_ROW_THREADS / WARP];
     T most = -static_cast<T>(POSITIVE_INFINITY);
     each_group([&](int64_t c) { most = largest_of(this->template terms<T>(0, c, f, x...), most); });
     most = largest_of_warp(most);
@@ -316,8 +329,7 @@ struct BlockRow : RowMemory<Together> {
     if (threadIdx.x % WARP == 0) of_warp[threadIdx.x / WARP] = most;
     __syncthreads();
     most = of_warp[0];
-#pragma unroll
-    for (int w = 1; w < warps; w++) most = max(most, of_warp[w]);
+    for (int w = 1; w < warps(); w++) most = max(most, of_warp[w]);
     return most;
   }
   template <class S, class F, class... X>
@@ -331,7 +343,7 @@ struct BlockRow : RowMemory<Together> {
     for (int64_t g = 0; g < groups; g++) {
       const int64_t first = g * SUM_SEGMENT, count = smaller<int64_t>(segments - first, SUM_SEGMENT);
       __syncthreads();  // the sums of an earlier call or group were read
-      for (int64_t s = threadIdx.x / WARP; s < count; s += warps) {
+      for (int64_t s = threadIdx.x / WARP; s < count; s += warps()) {
         const int64_t begin = (first + s) * SUM_SEGMENT;
         const T sum = sum_row_segment<T, Together>(smaller<int64_t>(columns - begin, SUM_SEGMENT), [&](int i) {
           const auto terms = this->template terms<T>(0, begin + i, f, x...);
@@ -359,11 +371,11 @@ struct BlockRow : RowMemory<Together> {
 // The row of this thread, and whether it is the one that writes what a row has one of.
 template <class Row>
 __device__ __forceinline__ int64_t own_row() {
-  return Row::threads > WARP ? blockIdx.x : static_cast<int64_t>(blockIdx.x) * ROWS_PER_BLOCK + threadIdx.x / WARP;
+  return Row::of_block ? blockIdx.x : static_cast<int64_t>(blockIdx.x) * ROWS_PER_BLOCK + threadIdx.x / WARP;
 }
 template <class Row>
 __device__ __forceinline__ bool is_first_of_row() {
-  return threadIdx.x % Row::threads == 0;
+  return threadIdx.x % (Row::of_block ? blockDim.x : WARP) == 0;
 }
 
 struct RowGrid {
@@ -386,13 +398,17 @@ bool moves_together(int64_t columns, int64_t inner, int64_t row_stride, const X*
 // Calls launch_on(grid, row) with the kind of row, as a null pointer to it, that rows of this length want.
 // `staged_arrays`: how many arrays of a row a kernel stages where there is room.
 template <class S, class LaunchOn>
-cudaError_t with_rows(int64_t rows, int64_t columns, bool together, int staged_arrays, LaunchOn&& launch_on) {
+cudaError_t with_rows(int64_t rows, int64_t columns, bool together, int staged_arrays, Device device,
+                      LaunchOn&& launch_on) {
   const RowGrid warps{ceil_div(rows, ROWS_PER_BLOCK), ROWS_PER_BLOCK * WARP, 0};
   auto blocks = [&](int arrays) {
-    return RowGrid{rows, BLOCK_ROW_THREADS, block_row_bytes<compute_t<S>>(columns, arrays)};
+    const int64_t bytes = block_row_bytes<compute_t<S>>(columns, arrays);
+    const bool alone = bytes > SHARED_BYTES_OF_SEVERAL && sizeof(S) < 8;
+    return RowGrid{rows, alone ? MOST_BLOCK_ROW_THREADS : BLOCK_ROW_THREADS, bytes};
   };
-  auto has_room = [](const RowGrid& grid) { return grid.shared_bytes <= MOST_SHARED_BYTES; };
-  if (!has_room(blocks(0))) return cudaErrorInvalidConfiguration;  // above 5e10 columns
+  // Kernels have a little shared memory of their own.
+  auto has_room = [&](const RowGrid& grid) { return grid.shared_bytes <= device.shared_bytes - (1 << 10); };
+  if (!has_room(blocks(0))) return cudaErrorInvalidConfiguration;  // above 1e11 columns
   if (together) {
     constexpr int n = columns_together<S>, held = held_columns(n);
     if (columns <= held * WARP) return launch_on(warps, static_cast<WarpRow<held, n>*>(nullptr));

@@ -50,9 +50,9 @@ __global__ void __launch_bounds__(Row::block_threads, Row::blocks) softmax_gradi
     };
     if constexpr (Row::staged) {
       T *staged_grad = row.template stage<T>(0), *staged_y = row.template stage<T>(1);
-      auto same = [](int, int64_t, T v) { return v; };
-      row.store(staged_grad, same, grad);
-      row.store(staged_y, same, output);
+      row.begin_staging(staged_grad, grad);
+      row.begin_staging(staged_y, output);
+      wait_for_copies();
       with(staged_grad, staged_y);
     } else {
       with(grad, output);
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(Row::block_threads, Row::blocks) softmax_gradi
 template <class S>
 cudaError_t softmax(const Softmax<S>& p, Device device) {
   const bool together = moves_together<S>(p.columns, p.inner, p.x_outer, p.x, p.y);
-  return with_rows<S>(p.outer * p.inner, p.columns, together, 1, [&](const RowGrid& grid, auto* row) {
+  return with_rows<S>(p.outer * p.inner, p.columns, together, 1, device, [&](const RowGrid& grid, auto* row) {
     return launch(softmax_kernel<std::remove_pointer_t<decltype(row)>, S>, grid, device, p);
   });
 }
@@ -73,7 +73,7 @@ cudaError_t softmax(const Softmax<S>& p, Device device) {
 template <class S>
 cudaError_t softmax_gradient(const SoftmaxGradient<S>& p, Device device) {
   const bool together = moves_together<S>(p.columns, p.inner, p.columns, p.grad, p.y, p.dx);
-  return with_rows<S>(p.outer * p.inner, p.columns, together, 2, [&](const RowGrid& grid, auto* row) {
+  return with_rows<S>(p.outer * p.inner, p.columns, together, 2, device, [&](const RowGrid& grid, auto* row) {
     return launch(softmax_gradient_kernel<std::remove_pointer_t<decltype(row)>, S>, grid, device, p);
   });
 }

@@ -34,7 +34,8 @@ struct ExponentialRow {
     } else if constexpr (Row::staged) {
       T* stage = row.template stage<T>(0);
       auto same = [](int, int64_t, T v) { return v; };
-      row.store(stage, same, x);
+      row.begin_staging(stage, x);
+      wait_for_copies();
       max = add(row.template largest<T>(same, stage), T(0));
       row.store(
           stage, [&](int, int64_t, T v) { return this->keeps_shifted ? shifted(v) : exp_nonpositive(shifted(v)); },
