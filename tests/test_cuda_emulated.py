@@ -103,7 +103,7 @@ def test_elementwise_losses(any_machine, shape, reduction):
 @pytest.mark.parametrize("logarithm", [False, True], ids=["softmax", "log_softmax"])
 def test_softmax(any_machine, logarithm):
     short = [(1, 1), (9, 10), (5, 33), (3, 512), (3, 513), (3, 1000), (3, 1024), (2, 1025), (2, 1028)]
-    for shape in [*short, (2, 4096), (2, 4097), (2, 4100), (1, 12292), (1, 24580), (1, 57856), (1, 58372), (1, 40001)]:
+    for shape in [*short, (2, 4096), (2, 4097), (2, 4100), (1, 12292), (1, 24580), (1, 57840), (1, 58372), (1, 40001)]:
         checks.check_softmax(any_machine, shape, logarithm=logarithm)
         checks.check_softmax(any_machine, shape, logarithm=logarithm, special=True)
     for shape in [(3, 7, 5), (2, 1030, 3), (2, 4100, 2)]:

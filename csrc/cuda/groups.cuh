@@ -35,6 +35,20 @@ __device__ __forceinline__ void store_group(S* y, const ElementGroup<S>& group, 
     if (j < left) y[j] = group.values[j];
 }
 
+// Writes 16 bytes of global memory at once. An assignment of as many the compiler sometimes makes four of.
+template <class Group>
+__device__ __forceinline__ void store_16_bytes(void* to, const Group& group) {
+  static_assert(sizeof(Group) == 16);
+#if defined(__CUDA_ARCH__)
+  unsigned words[4];
+  memcpy(words, &group, 16);
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]),
+               "r"(words[3]));
+#else
+  memcpy(to, &group, 16);
+#endif
+}
+
 // Whether all arrays begin at a multiple of 16 bytes; a null pointer does.
 template <class... X>
 INLINE_HD bool are_aligned(const X*... x) {

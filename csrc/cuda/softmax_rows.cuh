@@ -37,7 +37,7 @@ struct ExponentialRow {
       row.begin_staging(stage, x);
       wait_for_copies();
       max = add(row.template largest<T>(same, stage), T(0));
-      row.store(
+      row.stage_terms(
           stage, [&](int, int64_t, T v) { return this->keeps_shifted ? shifted(v) : exp_nonpositive(shifted(v)); },
           stage);
       sum = row.template sum<T>([&](int, int64_t, T v) { return this->keeps_shifted ? exp_nonpositive(v) : v; }, stage);

@@ -11,7 +11,7 @@ from emulator import machines, ops, small
 
 from . import lint, nvcc
 from .memory import Fault
-from .parse import parse
+from .parse import BITS, parse
 
 
 @functools.cache
@@ -27,6 +27,14 @@ LAUNCHES = {}  # (architecture, dtype): {kernel: how often the interpreter has r
 
 def launches(architecture, dtype):
     return LAUNCHES.setdefault((architecture, dtype), collections.Counter())
+
+
+def _bits_written(instruction):
+    """To global memory, at once."""
+    name, *modifiers, kind = instruction.opcode
+    if name != "st" or "global" not in modifiers:
+        return 0
+    return BITS[kind] * max(int(m[1:]) if m in ("v2", "v4") else 1 for m in modifiers)
 
 
 class CompiledKernels:
@@ -66,6 +74,20 @@ class InterpretedProducts(CompiledKernels):
     @pytest.mark.parametrize("multiprocessors", [132, 1])
     def test_products(self, runner, multiprocessors):
         small.products(self.interpreter(runner, multiprocessors=multiprocessors))
+
+    def test_rows_losses_and_updates_write_16_bytes_at_once(self):
+        together = 16 // self.dtype.itemsize
+        parts = (
+            f"WarpRowILi{8 * together}ELi{together}E",
+            f"BlockRowILi{together}E",
+            "LossTerm",
+            "step_kernel",
+            "map_k",
+        )
+        chosen = {name: k for name, k in self.kernels.items() if any(map(name.__contains__, parts))}
+        assert len(chosen) > 40, list(chosen)
+        for name, kernel in chosen.items():
+            assert any(_bits_written(instruction) == 128 for instruction in kernel.code), name
 
     def test_linear_forward(self, machine):
         small.linear_forward(machine)
