@@ -31,10 +31,10 @@ def launches(architecture, dtype):
 
 def _bits_written(instruction):
     """To global memory, at once."""
-    name, *modifiers, kind = instruction.opcode
+    name, *modifiers = instruction.opcode
     if name != "st" or "global" not in modifiers:
         return 0
-    return BITS[kind] * max(int(m[1:]) if m in ("v2", "v4") else 1 for m in modifiers)
+    return BITS[modifiers[-1]] * max(int(m[1:]) if m in ("v2", "v4") else 1 for m in modifiers)
 
 
 class CompiledKernels:
