@@ -50,6 +50,9 @@ TORCH_LIBRARY(pytorch_ext, m) {
       "elementwise_loss_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, str "
       "loss,"
       " int reduction, bool[2] mask) -> (Tensor, Tensor)");
+  m.def(
+      "elementwise_loss_backward_into(Tensor grad, Tensor(a!)? dinput, Tensor(b!)? dtarget, Tensor input,"
+      " Tensor target, Tensor? weight, Tensor? pos_weight, str loss, int reduction) -> ()");
 
   m.def(
       "cross_entropy(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index, float "
@@ -62,6 +65,9 @@ TORCH_LIBRARY(pytorch_ext, m) {
       "cross_entropy_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, int reduction, int "
       "ignore_index,"
       " float label_smoothing, bool[2] mask) -> (Tensor, Tensor)");
+  m.def(
+      "cross_entropy_backward_into(Tensor grad, Tensor(a!) dinput, Tensor input, Tensor target, Tensor? weight,"
+      " int reduction, int ignore_index, float label_smoothing) -> ()");
 
   m.def("nll_loss(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index) -> Tensor");
   m.def("nll_loss_forward(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index) -> Tensor");
@@ -147,6 +153,11 @@ std::tuple<Tensor, Tensor> elementwise_loss_backward(const Tensor& grad, const T
                                                      std::array<bool, 2> mask) {
   CALL(elementwise_loss_backward, grad, input, target, weight, pos_weight, loss, reduction, mask);
 }
+void elementwise_loss_backward_into(const Tensor& grad, const OptionalTensor& dinput, const OptionalTensor& dtarget,
+                                    const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                                    const OptionalTensor& pos_weight, std::string_view loss, int64_t reduction) {
+  CALL(elementwise_loss_backward_into, grad, dinput, dtarget, input, target, weight, pos_weight, loss, reduction);
+}
 
 Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
                      int64_t ignore_index, double label_smoothing) {
@@ -161,6 +172,11 @@ std::tuple<Tensor, Tensor> cross_entropy_backward(const Tensor& grad, const Tens
                                                   const OptionalTensor& weight, int64_t reduction, int64_t ignore_index,
                                                   double label_smoothing, std::array<bool, 2> mask) {
   CALL(cross_entropy_backward, grad, input, target, weight, reduction, ignore_index, label_smoothing, mask);
+}
+void cross_entropy_backward_into(const Tensor& grad, const Tensor& dinput, const Tensor& input, const Tensor& target,
+                                 const OptionalTensor& weight, int64_t reduction, int64_t ignore_index,
+                                 double label_smoothing) {
+  CALL(cross_entropy_backward_into, grad, dinput, input, target, weight, reduction, ignore_index, label_smoothing);
 }
 
 Tensor nll_loss(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction,

@@ -53,6 +53,10 @@ std::tuple<Tensor, Tensor> elementwise_loss_backward(const Tensor& grad, const T
                                                      const OptionalTensor& weight, const OptionalTensor& pos_weight,
                                                      std::string_view loss, int64_t reduction,
                                                      std::array<bool, 2> mask);
+// Into arrays that hold the gradients for a `grad` of 1.
+void elementwise_loss_backward_into(const Tensor& grad, const OptionalTensor& dinput, const OptionalTensor& dtarget,
+                                    const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                                    const OptionalTensor& pos_weight, std::string_view loss, int64_t reduction);
 
 // The forward's gradient is the input's for a loss gradient of 1.
 Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
@@ -63,6 +67,10 @@ std::tuple<Tensor, Tensor> cross_entropy_forward(const Tensor& input, const Tens
 std::tuple<Tensor, Tensor> cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
                                                   const OptionalTensor& weight, int64_t reduction, int64_t ignore_index,
                                                   double label_smoothing, std::array<bool, 2> mask);
+// Into an array that holds the gradient for a `grad` of 1.
+void cross_entropy_backward_into(const Tensor& grad, const Tensor& dinput, const Tensor& input, const Tensor& target,
+                                 const OptionalTensor& weight, int64_t reduction, int64_t ignore_index,
+                                 double label_smoothing);
 
 Tensor nll_loss(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
                 int64_t ignore_index);

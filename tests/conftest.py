@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import sys
 
 import pytest
 import torch
@@ -111,3 +112,18 @@ def one_thread():
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(20240611)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How many CUDA kernels ran in the emulator and in the PTX interpreter, and how often."""
+    machines, compiled = (sys.modules.get(name) for name in ("emulator.machines", "ptx.compiled"))
+    counts = {}
+    if getattr(machines, "runners", None):
+        counts["emulated"] = machines.launches_of(machines.runners[0])  # they share one count
+    for (architecture, dtype), launches in getattr(compiled, "LAUNCHES", {}).items():
+        counts[f"PTX of {architecture} interpreted, {dtype}"] = launches
+    if any(counts.values()):
+        terminalreporter.section("CUDA kernels without a GPU")
+    for what, launches in counts.items():
+        if launches:
+            terminalreporter.write_line(f"{what}: {len(launches)} kernels, {launches.total()} launches")

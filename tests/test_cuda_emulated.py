@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import needs_native
 from emulator import checks, machines, ops
-from emulator.arguments import ACTIVATIONS
+from emulator.arguments import ACTIVATIONS, LOSSES
 
 from pytorch_ext import native
 
@@ -98,7 +98,8 @@ def test_elementwise_losses(any_machine, shape, reduction):
 
 @pytest.mark.parametrize("logarithm", [False, True], ids=["softmax", "log_softmax"])
 def test_softmax(any_machine, logarithm):
-    for shape in [(1, 1), (9, 10), (5, 33), (3, 1000), (3, 1024), (2, 1025), (2, 4096), (2, 4097), (1, 40000)]:
+    short = [(1, 1), (9, 10), (5, 33), (3, 512), (3, 513), (3, 1000), (3, 1024), (2, 1025), (2, 1028)]
+    for shape in [*short, (2, 4096), (2, 4097), (2, 4100), (1, 12292), (1, 24580), (1, 57840), (1, 58372), (1, 40001)]:
         checks.check_softmax(any_machine, shape, logarithm=logarithm)
         checks.check_softmax(any_machine, shape, logarithm=logarithm, special=True)
     for shape in [(3, 7, 5), (2, 1030, 3), (2, 4100, 2)]:
@@ -112,6 +113,25 @@ def test_cross_entropy(any_machine, reduction, smoothing, weighted):
     for shape in [(1, 1), (9, 10), (5000, 2), (3, 1024), (3, 1500), (3, 5000), (2, 7, 5), (2, 4100, 2)]:
         checks.check_cross_entropy(any_machine, shape, reduction, weighted, smoothing)
     checks.check_cross_entropy(any_machine, (20, 30), reduction, weighted, smoothing, special=True)
+    checks.check_cross_entropy(any_machine, (20, 32), reduction, weighted, smoothing, special=True)
+    checks.check_cross_entropy(any_machine, (1, 20480), reduction, weighted, smoothing)
+    checks.check_cross_entropy(any_machine, (1, 58372), reduction, weighted, smoothing)
+
+
+def test_inputs_that_begin_between_groups_of_elements(any_machine):
+    """All else is aligned."""
+    memory = any_machine.memory
+    memory.put = lambda t: None if t is None else memory.copy(torch.cat([t.flatten(), t.new_zeros(1)])).address
+    for columns in (64, 1028, 24580):
+        checks.check_softmax(any_machine, (2, columns), special=True)
+        checks.check_cross_entropy(any_machine, (2, columns), weighted=True, smoothing=0.1)
+        checks.check_cross_entropy(any_machine, (2, columns), probabilities=True)
+    for loss in LOSSES:
+        checks.check_elementwise_loss(any_machine, loss, (8, 640), "mean", weighted=True)
+        checks.check_elementwise_loss(any_machine, loss, (8, 640), "none")
+    checks.check_sgd(any_machine, [4, 1024, 3, 4096])
+    checks.check_adam(any_machine, [4, 1024, 3, 4096], amsgrad=True)
+    checks.check_activation(any_machine, "gelu", 4096)
 
 
 def test_class_indices_out_of_range_stop_the_kernel(any_machine):

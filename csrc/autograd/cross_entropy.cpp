@@ -74,7 +74,7 @@ class CrossEntropyFunction : public torch::autograd::Function<CrossEntropyFuncti
     ctx->saved_data["reduction"] = reduction;
     ctx->saved_data["ignore_index"] = ignore_index;
     ctx->saved_data["label_smoothing"] = label_smoothing;
-    if (in_advance) ctx->saved_data["dinput"] = std::move(dinput);
+    if (in_advance) keep(ctx, "dinput", std::move(dinput));
     return loss;
   }
 
@@ -82,15 +82,19 @@ class CrossEntropyFunction : public torch::autograd::Function<CrossEntropyFuncti
     if (!grads[0].defined()) return {{}, {}, {}, {}, {}, {}};
     const auto t = ctx->get_saved_variables();
     Mask mask = {ctx->needs_input_grad(0), t[1].is_floating_point() && ctx->needs_input_grad(1)};
+    const int64_t reduction = ctx->saved_data["reduction"].toInt(), ignore = ctx->saved_data["ignore_index"].toInt();
+    const double smoothing = ctx->saved_data["label_smoothing"].toDouble();
     Tensor dinput, dtarget;
-    if (mask[0] && !at::GradMode::is_enabled() && is_one(grads[0])) {
-      dinput = take(ctx, "dinput");
-      mask[0] = !dinput.defined();
+    if (mask[0] && !at::GradMode::is_enabled()) dinput = take(ctx, "dinput", grads[0]);
+    if (dinput.defined()) {
+      mask[0] = false;
+      at::AutoDispatchBelowADInplaceOrView below;
+      if (!is_one(grads[0]))
+        ops::cross_entropy_backward_into(grads[0], dinput, t[0], t[1], or_none(t[2]), reduction, ignore, smoothing);
     }
     if (mask[0] || mask[1]) {
-      auto [computed, of_target] = ops::cross_entropy_backward(
-          grads[0], t[0], t[1], or_none(t[2]), ctx->saved_data["reduction"].toInt(),
-          ctx->saved_data["ignore_index"].toInt(), ctx->saved_data["label_smoothing"].toDouble(), mask);
+      auto [computed, of_target] =
+          ops::cross_entropy_backward(grads[0], t[0], t[1], or_none(t[2]), reduction, ignore, smoothing, mask);
       if (mask[0]) dinput = computed;
       dtarget = of_target;
     }

@@ -96,8 +96,8 @@ class ElementwiseLossFunction : public torch::autograd::Function<ElementwiseLoss
     ctx->save_for_backward({input, target, or_undefined(weight), or_undefined(pos_weight)});
     ctx->saved_data["loss"] = std::string(loss);
     ctx->saved_data["reduction"] = reduction;
-    if (mask[0]) ctx->saved_data["dinput"] = std::move(dinput);
-    if (mask[1]) ctx->saved_data["dtarget"] = std::move(dtarget);
+    if (mask[0]) keep(ctx, "dinput", std::move(dinput));
+    if (mask[1]) keep(ctx, "dtarget", std::move(dtarget));
     return value;
   }
 
@@ -106,15 +106,21 @@ class ElementwiseLossFunction : public torch::autograd::Function<ElementwiseLoss
     auto t = ctx->get_saved_variables();
     Tensor dinput, dtarget;
     Mask mask = {ctx->needs_input_grad(0), ctx->needs_input_grad(1)};
-    if (!at::GradMode::is_enabled() && is_one(grads[0])) {
-      if (mask[0]) dinput = take(ctx, "dinput");
-      if (mask[1]) dtarget = take(ctx, "dtarget");
+    const auto loss = ctx->saved_data["loss"].toStringView();
+    const auto reduction = ctx->saved_data["reduction"].toInt();
+    if (!at::GradMode::is_enabled()) {
+      if (mask[0]) dinput = take(ctx, "dinput", grads[0]);
+      if (mask[1]) dtarget = take(ctx, "dtarget", grads[0]);
       mask = {mask[0] && !dinput.defined(), mask[1] && !dtarget.defined()};
     }
+    if ((dinput.defined() || dtarget.defined()) && !is_one(grads[0])) {
+      at::AutoDispatchBelowADInplaceOrView below;
+      ops::elementwise_loss_backward_into(grads[0], or_none(dinput), or_none(dtarget), t[0], t[1], or_none(t[2]),
+                                          or_none(t[3]), loss, reduction);
+    }
     if (mask[0] || mask[1]) {
-      auto [computed_dinput, computed_dtarget] = ops::elementwise_loss_backward(
-          grads[0], t[0], t[1], or_none(t[2]), or_none(t[3]), ctx->saved_data["loss"].toStringView(),
-          ctx->saved_data["reduction"].toInt(), mask);
+      auto [computed_dinput, computed_dtarget] =
+          ops::elementwise_loss_backward(grads[0], t[0], t[1], or_none(t[2]), or_none(t[3]), loss, reduction, mask);
       if (mask[0]) dinput = computed_dinput;
       if (mask[1]) dtarget = computed_dtarget;
     }

@@ -26,6 +26,7 @@ struct ClassificationLoss {
   S* loss = nullptr;        // likewise; null where not wanted, as are
   S* dinput = nullptr;
   S* dprobabilities = nullptr;
+  bool in_advance = false;  // dinput holds the gradient for a grad of 1: a device leaves it where grad is that
 };
 
 #define PYTORCH_EXT_DECLARE(isa)                                                    \

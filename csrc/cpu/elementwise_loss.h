@@ -21,6 +21,7 @@ struct ElementwiseLossArrays {
   S* value = nullptr;       // one element, with Reduction::none `count`
   S* dinput = nullptr;
   S* dtarget = nullptr;
+  bool in_advance = false;  // they hold the gradients for a grad of 1: a device leaves them where grad is that
 };
 
 // Outputs that are null are not wanted. False where the loss is one of probabilities, its value is wanted, and an input

@@ -46,7 +46,7 @@ struct ClassRow {
   T weight, total, q;  // of the target's class; the sum of the target distribution, and its value at the target
 
   __device__ __forceinline__ ClassRow(const ClassificationLoss<S>& p, int64_t target, const T* weight_sum)
-      : p(p), row(p.classes), target(target) {
+      : p(p), row(p.classes, p.inner), target(target) {
     weight = p.weight ? widen(p.weight[target]) : T(1);
     total = q = weight;
     if (p.smoothed && p.weight) {
@@ -60,11 +60,11 @@ struct ClassRow {
 
   __device__ __forceinline__ T loss(const ExponentialRow<Row, S>& e) const {
     const T log_sum = log(e.sum);
-    auto minus_log = [&](int64_t c) { return neg(sub(e.shifted(c), log_sum)); };
-    const T value = mul(weight, minus_log(target));
+    auto minus_log = [&](T x) { return neg(sub(e.shifted(x), log_sum)); };
+    const T value = mul(weight, minus_log(widen(e.x[target * p.inner])));
     if (!p.smoothed) return value;
     const T smooth = row.template sum<T>(
-        [&](int, int64_t c) { return p.weight ? mul(class_weight(c), minus_log(c)) : minus_log(c); });
+        [&](int, int64_t c, T x) { return p.weight ? mul(class_weight(c), minus_log(x)) : minus_log(x); }, e.x);
     return fma(p.kept, value, mul(p.spread, smooth));
   }
 
@@ -78,61 +78,64 @@ struct ClassRow {
 
 // `losses`: the loss of every row, or null.
 template <class Row, class S, class L>
-__global__ void class_indices_kernel(ClassificationLoss<S> p, ClassTotals<compute_t<S>> totals, L* losses) {
+__global__ void __launch_bounds__(Row::block_threads, Row::blocks)
+    class_indices_kernel(ClassificationLoss<S> p, ClassTotals<compute_t<S>> totals, L* losses) {
   using T = compute_t<S>;
   const int64_t number = own_row<Row>();
-  if (number >= p.outer * p.inner) return;
+  if (number >= p.outer * p.inner || holds_gradients(p)) return;
   const int64_t o = number / p.inner, i = number % p.inner, target = p.indices[number];
   S* dx = p.dinput ? p.dinput + o * p.classes * p.inner + i : nullptr;
   if (target == p.ignore_index) {
-    if (dx) Row(p.classes).each([&](int, int64_t c) { dx[c * p.inner] = narrow<S>(T(0)); });
+    if (dx) Row(p.classes, p.inner).store(dx, [](int, int64_t) { return T(0); });
     if (losses && is_first_of_row<Row>()) losses[number] = narrow<L>(T(0));
     return;
   }
   require(target >= 0 && target < p.classes, PYTORCH_EXT_CLASS_INDICES);
   const ClassRow<Row, S> row(p, target, totals.weight_sum);
-  const ExponentialRow<Row, S> e(row.row, p.input + o * p.input_outer + i, dx, p.inner);
+  const ExponentialRow<Row, S> e(row.row, p.input + o * p.input_outer + i, dx, /*keeps_shifted=*/false);
   if (losses) {
     const T loss = row.loss(e);
     if (is_first_of_row<Row>()) losses[number] = narrow<L>(loss);
   }
   if (!dx) return;
   const T scale = loss_scale(p.grad, p.reduction, number, totals.divisor), inverse = div(T(1), e.sum);
-  row.row.each([&](int j, int64_t c) {
-    dx[c * p.inner] = narrow<S>(mul(row.slope(c, mul(e.exponential(j, c), inverse)), scale));
-  });
+  e.store(dx, [&](int64_t c, T exponential) { return mul(row.slope(c, mul(exponential, inverse)), scale); });
 }
 
 template <class Row, class S, class L>
-__global__ void class_probabilities_kernel(ClassificationLoss<S> p, ClassTotals<compute_t<S>> totals, L* losses) {
+__global__ void __launch_bounds__(Row::block_threads, Row::blocks)
+    class_probabilities_kernel(ClassificationLoss<S> p, ClassTotals<compute_t<S>> totals, L* losses) {
   using T = compute_t<S>;
   const int64_t number = own_row<Row>();
-  if (number >= p.outer * p.inner) return;
+  if (number >= p.outer * p.inner || holds_gradients(p)) return;
   const int64_t o = number / p.inner, i = number % p.inner, first = o * p.classes * p.inner + i;
-  const Row row(p.classes);
+  const Row row(p.classes, p.inner);
   S* dx = p.dinput ? p.dinput + first : nullptr;
-  const ExponentialRow<Row, S> e(row, p.input + o * p.input_outer + i, dx, p.inner);
+  const S* target = p.probabilities + first;
+  const ExponentialRow<Row, S> e(row, p.input + o * p.input_outer + i, dx, /*keeps_shifted=*/false);
   const T log_sum = log(e.sum), scale = loss_scale(p.grad, p.reduction, number, totals.divisor);
   auto weighted = [&](int64_t c, T v) { return p.weight ? mul(widen(p.weight[c]), v) : v; };
-  auto minus_log = [&](int64_t c) { return neg(sub(e.shifted(c), log_sum)); };
-  auto q = [&](int64_t c) {
-    const T t = widen(p.probabilities[first + c * p.inner]);
-    return weighted(c, p.smoothed ? fma(t, p.kept, p.spread) : t);
-  };
+  auto minus_log = [&](T x) { return neg(sub(e.shifted(x), log_sum)); };
+  auto q = [&](int64_t c, T t) { return weighted(c, p.smoothed ? fma(t, p.kept, p.spread) : t); };
   if (losses) {
-    const T loss = row.template sum<T>([&](int, int64_t c) { return mul(q(c), minus_log(c)); });
+    const T loss =
+        row.template sum<T>([&](int, int64_t c, T x, T t) { return mul(q(c, t), minus_log(x)); }, e.x, target);
     if (is_first_of_row<Row>()) losses[number] = narrow<L>(loss);
   }
   if (p.dprobabilities)
-    row.each([&](int, int64_t c) {
-      const T slope = weighted(c, minus_log(c));
-      p.dprobabilities[first + c * p.inner] = narrow<S>(mul(p.smoothed ? mul(slope, p.kept) : slope, scale));
-    });
+    row.store(
+        p.dprobabilities + first,
+        [&](int, int64_t c, T x) {
+          const T slope = weighted(c, minus_log(x));
+          return mul(p.smoothed ? mul(slope, p.kept) : slope, scale);
+        },
+        e.x);
   if (!dx) return;
-  const T total = row.template sum<T>([&](int, int64_t c) { return q(c); }), inverse = div(T(1), e.sum);
-  row.each([&](int j, int64_t c) {
-    dx[c * p.inner] = narrow<S>(mul(fma(mul(e.exponential(j, c), inverse), total, neg(q(c))), scale));
-  });
+  const T total = row.template sum<T>([&](int, int64_t c, T t) { return q(c, t); }, target), inverse = div(T(1), e.sum);
+  e.store(
+      dx,
+      [&](int64_t c, T exponential, T t) { return mul(fma(mul(exponential, inverse), total, neg(q(c, t))), scale); },
+      target);
 }
 
 // ---- launchers ------------------------------------------------------------------------------------------------------
@@ -180,14 +183,15 @@ cudaError_t cross_entropy(const ClassificationLoss<S>& p, compute_t<S>* workspac
   ClassTotals<T> totals;
   cudaError_t error = class_totals(p, totals, workspace, device);
   if (error != cudaSuccess) return error;
+  const bool together =
+      moves_together<S>(p.classes, p.inner, p.input_outer, p.input, p.probabilities, p.dinput, p.dprobabilities);
   auto launch_to = [&](auto* to) {
     using L = std::remove_pointer_t<decltype(to)>;
-    if (p.indices)
-      return launch_rows<T>(class_indices_kernel<WarpRow<HELD_COLUMNS>, S, L>, class_indices_kernel<WarpRow<0>, S, L>,
-                            class_indices_kernel<BlockRow, S, L>, rows, p.classes, device, p, totals, to);
-    return launch_rows<T>(class_probabilities_kernel<WarpRow<HELD_COLUMNS>, S, L>,
-                          class_probabilities_kernel<WarpRow<0>, S, L>, class_probabilities_kernel<BlockRow, S, L>,
-                          rows, p.classes, device, p, totals, to);
+    return with_rows<S>(rows, p.classes, together, 1, device, [&](const RowGrid& grid, auto* row) {
+      using Row = std::remove_pointer_t<decltype(row)>;
+      return launch(p.indices ? class_indices_kernel<Row, S, L> : class_probabilities_kernel<Row, S, L>, grid, device,
+                    p, totals, to);
+    });
   };
   if (!p.loss || p.reduction == Reduction::none) return launch_to(p.loss);
   T *segments = workspace + CLASS_TOTALS, *losses = segments + class_segments(p);

@@ -1,42 +1,12 @@
-// Kernels with one result per element, in groups of neighbours that memory moves at once; and the functions of
-// numerics/functions.h over an array.
+// Kernels with one result per element, in groups of neighbours; and the functions of numerics/functions.h over an
+// array.
 #pragma once
 
 #include "../cpu/elementwise.h"
 #include "../numerics/functions.h"
-#include "launch.cuh"
+#include "groups.cuh"
 
 namespace pytorch_ext::PYTORCH_EXT_ISA {
-
-// What a thread works on: 16 bytes, but four elements at least, as many as one counter gives random words.
-template <class S>
-struct alignas(16) ElementGroup {
-  static constexpr int size = sizeof(S) < 4 ? 16 / sizeof(S) : 4;
-  S values[size];
-};
-
-// The group at x, of which `left` elements exist. `aligned`: x is a multiple of 16 bytes.
-template <class S>
-__device__ __forceinline__ ElementGroup<S> load_group(const S* x, int64_t left, bool aligned) {
-  constexpr int size = ElementGroup<S>::size;
-  if (aligned && left >= size) return *reinterpret_cast<const ElementGroup<S>*>(x);
-  ElementGroup<S> group = {};
-#pragma unroll
-  for (int j = 0; j < size; j++)
-    if (j < left) group.values[j] = x[j];
-  return group;
-}
-template <class S>
-__device__ __forceinline__ void store_group(S* y, const ElementGroup<S>& group, int64_t left, bool aligned) {
-  constexpr int size = ElementGroup<S>::size;
-  if (aligned && left >= size) {
-    *reinterpret_cast<ElementGroup<S>*>(y) = group;
-    return;
-  }
-#pragma unroll
-  for (int j = 0; j < size; j++)
-    if (j < left) y[j] = group.values[j];
-}
 
 constexpr int MAP_THREADS = 256;
 
@@ -59,7 +29,7 @@ __global__ void __launch_bounds__(MAP_THREADS) map_kernel(F f, int64_t n, bool a
 
 template <class S, class F, class... X>
 cudaError_t map(F f, int64_t n, S* y, Device device, const X*... x) {
-  const bool aligned = ((reinterpret_cast<uintptr_t>(y) | ... | reinterpret_cast<uintptr_t>(x)) % 16) == 0;
+  const bool aligned = are_aligned(y, x...);
   const int64_t groups = ceil_div(n, ElementGroup<S>::size);
   return launch(map_kernel<S, F, const X*...>, ceil_div(groups, MAP_THREADS), MAP_THREADS, 0, device, f, n, aligned, y,
                 x...);

@@ -7,27 +7,47 @@
 
 namespace pytorch_ext::PYTORCH_EXT_ISA {
 
-// Element i: its gradients are written, its value returned.
+// A group of elements: their gradients are written, their values returned.
 template <class Loss, class S>
 struct LossTerm {
   using T = compute_t<S>;
+  static constexpr int groups = ElementGroup<S>::size;
   ElementwiseLossArrays<S> p;
   MeanDivisor<T> divisor;
 
-  __device__ __forceinline__ T operator()(int64_t i) const {
-    const T x = widen(p.input[i]), y = widen(p.target[i]), pos_weight = p.pos_weight ? widen(p.pos_weight[i]) : T(1);
-    auto weighted = [&](T v) { return p.weight ? mul(v, widen(p.weight[i])) : v; };
-    if (p.dinput || p.dtarget) {
-      const T scale = loss_scale(p.grad, p.reduction, i, divisor);
-      if (p.dinput) p.dinput[i] = narrow<S>(mul(weighted(Loss::input_slope(x, y, pos_weight)), scale));
-      if (p.dtarget) p.dtarget[i] = narrow<S>(mul(weighted(Loss::target_slope(x, y, pos_weight)), scale));
+  __device__ __forceinline__ bool is_done() const { return holds_gradients(p); }
+
+  __device__ __forceinline__ Terms<T, groups> group(int64_t first, int64_t left) const {
+    // Arrays of the caller's and those that torch allocates begin alike; where one does not, elements move one by one.
+    const S* element_grad = p.reduction == Reduction::none ? p.grad : nullptr;
+    const bool aligned = are_aligned(p.input, p.target, p.weight, p.pos_weight, element_grad, p.dinput, p.dtarget);
+    const auto input = load_group(p.input + first, left, aligned), target = load_group(p.target + first, left, aligned);
+    ElementGroup<S> weights, pos_weights, grads, dinput, dtarget;
+    if (p.weight) weights = load_group(p.weight + first, left, aligned);
+    if (p.pos_weight) pos_weights = load_group(p.pos_weight + first, left, aligned);
+    if (element_grad) grads = load_group(element_grad + first, left, aligned);
+    const bool has_gradient = p.dinput || p.dtarget;
+    const T whole = has_gradient && !element_grad ? loss_scale(p.grad, p.reduction, 0, divisor) : T(1);
+    Terms<T, groups> values;
+#pragma unroll
+    for (int j = 0; j < groups; j++) {
+      const T x = widen(input.values[j]), y = widen(target.values[j]);
+      const T pos_weight = p.pos_weight ? widen(pos_weights.values[j]) : T(1);
+      const T scale = element_grad ? widen(grads.values[j]) : whole;
+      auto weighted = [&](T v) { return p.weight ? mul(v, widen(weights.values[j])) : v; };
+      if (p.dinput) dinput.values[j] = narrow<S>(mul(weighted(Loss::input_slope(x, y, pos_weight)), scale));
+      if (p.dtarget) dtarget.values[j] = narrow<S>(mul(weighted(Loss::target_slope(x, y, pos_weight)), scale));
+      values.values[j] = T(0);
+      if (!p.value) continue;
+      if constexpr (Loss::of_probabilities) {
+        auto is_probability = [](T v) { return less_equal(T(0), v) && less_equal(v, T(1)); };
+        require(is_probability(x) && is_probability(y), "binary_cross_entropy: expected input and target in [0, 1]");
+      }
+      values.values[j] = weighted(Loss::value(x, y, pos_weight));
     }
-    if (!p.value) return T(0);
-    if constexpr (Loss::of_probabilities) {
-      auto is_probability = [](T v) { return less_equal(T(0), v) && less_equal(v, T(1)); };
-      require(is_probability(x) && is_probability(y), "binary_cross_entropy: expected input and target in [0, 1]");
-    }
-    return weighted(Loss::value(x, y, pos_weight));
+    if (p.dinput) store_group(p.dinput + first, dinput, left, aligned);
+    if (p.dtarget) store_group(p.dtarget + first, dtarget, left, aligned);
+    return values;
   }
 };
 

@@ -37,6 +37,22 @@ __device__ __forceinline__ T* dynamic_shared() {
 #endif
 }
 
+// Begins to copy 16 bytes to shared memory, through no register. They are there for the same thread after
+// wait_for_copies().
+__device__ __forceinline__ void begin_copy(void* shared, const void* global) {
+#if defined(__CUDA_ARCH__)
+  const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+#else
+  memcpy(shared, global, 16);
+#endif
+}
+__device__ __forceinline__ void wait_for_copies() {
+#if defined(__CUDA_ARCH__)
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
 // Ends the launch as a failed assert does, with the text on stderr, unless `condition` holds.
 __device__ __forceinline__ void require(bool condition, const char* expectation) {
   if (condition) return;
@@ -47,10 +63,11 @@ __device__ __forceinline__ void require(bool condition, const char* expectation)
 #endif
 }
 
-// Where a launcher launches, and for how many multiprocessors it divides its work: the caller knows the device.
+// Where a launcher launches, for how many multiprocessors it divides its work, and how many bytes of shared memory a
+// block may have: the caller knows the device.
 struct Device {
   cudaStream_t stream;
-  int multiprocessors;
+  int multiprocessors, shared_bytes;
 };
 
 // Runs a kernel on `blocks` blocks in x; none is no launch.
@@ -59,6 +76,11 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, i
                    Arguments... arguments) {
   if (blocks == 0) return cudaSuccess;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+  if (shared_bytes > (48 << 10)) {  // what a launch may have without asking
+    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                   cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+    if (error != cudaSuccess) return error;
+  }
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(static_cast<unsigned>(threads));

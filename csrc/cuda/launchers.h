@@ -26,8 +26,9 @@ class Queue {
   [[noreturn]] virtual void fail(const char* op, int error, const char* message) = 0;
 };
 
-// Whether work sent to the queue is recorded for a graph, so that nothing may wait for it.
-bool is_capturing(Queue& queue);
+// The number, from 1 on, of the graph that work sent to the queue is recorded for, so that nothing may wait for it; 0
+// where it is not recorded.
+int64_t capture_number(Queue& queue);
 
 void batch_offsets(const BatchOffsets& p, Queue& queue);
 

@@ -12,6 +12,7 @@ struct NllTerm {
   ClassificationLoss<S> p;
   MeanDivisor<T> divisor;
 
+  __device__ __forceinline__ bool is_done() const { return holds_gradients(p); }
   __device__ __forceinline__ T operator()(int64_t row) const {
     const int64_t target = p.indices[row], o = row / p.inner, i = row % p.inner;
     if (target == p.ignore_index) return T(0);

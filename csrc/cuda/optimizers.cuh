@@ -6,7 +6,9 @@
 
 namespace pytorch_ext::PYTORCH_EXT_ISA {
 
-constexpr int UPDATE_THREADS = 256, UPDATES_PER_THREAD = 4, UPDATES_PER_BLOCK = UPDATE_THREADS * UPDATES_PER_THREAD;
+constexpr int UPDATE_THREADS = 256;
+template <class S>
+constexpr int UPDATES_PER_BLOCK = UPDATE_THREADS * ElementGroup<S>::size;
 
 // A part of the list, by value. Block b works on the tensor t with first_block[t] <= b < first_block[t + 1].
 template <class Tensor>
@@ -32,46 +34,81 @@ __device__ __forceinline__ int own_tensor(const TensorPart<Tensor>& part) {
   return low;
 }
 
-// Calls f(tensor, i) for the elements of this thread.
-template <class Tensor, class F>
-__device__ __forceinline__ void each_element(const TensorPart<Tensor>& part, F&& f) {
+// Calls f(tensor, first, left) for the group of elements of this thread, of which `left` exist.
+template <class S, class Tensor, class F>
+__device__ __forceinline__ void own_group(const TensorPart<Tensor>& part, F&& f) {
   const int t = own_tensor(part), block = blockIdx.x;
   const Tensor& tensor = part.tensors[t];
-  const int64_t begin = static_cast<int64_t>(block - part.first_block[t]) * UPDATES_PER_BLOCK + threadIdx.x;
-#pragma unroll
-  for (int j = 0; j < UPDATES_PER_THREAD; j++)
-    if (begin + j * UPDATE_THREADS < tensor.count) f(tensor, begin + j * UPDATE_THREADS);
+  const int64_t first =
+      static_cast<int64_t>(block - part.first_block[t]) * UPDATES_PER_BLOCK<S> + threadIdx.x * ElementGroup<S>::size;
+  if (first < tensor.count) f(tensor, first, tensor.count - first);
 }
 
 template <class S>
 __global__ void __launch_bounds__(UPDATE_THREADS)
     sgd_step_kernel(SgdRule<compute_t<S>> rule, TensorPart<SgdTensor<S>> part) {
-  each_element(part, [&](const SgdTensor<S>& x, int64_t i) {
-    auto param = widen(x.param[i]), buffer = x.buffer && !x.first ? widen(x.buffer[i]) : compute_t<S>(0);
-    auto update = [&](compute_t<S>* b) { sgd_update(rule, param, widen(x.grad[i]), b, x.first); };
-    // Not one call with a pointer that may be null: that would put the buffer into local memory.
-    x.buffer ? update(&buffer) : update(nullptr);
-    x.param[i] = narrow<S>(param);
-    if (x.buffer) x.buffer[i] = narrow<S>(buffer);
+  own_group<S>(part, [&](const SgdTensor<S>& x, int64_t first, int64_t left) {
+    const bool aligned = are_aligned(x.param, x.grad, x.buffer), reads = x.buffer && !x.first;
+    auto params = load_group(x.param + first, left, aligned);
+    const auto grads = load_group(x.grad + first, left, aligned);
+    ElementGroup<S> buffers = {};
+    if (reads) buffers = load_group(x.buffer + first, left, aligned);
+#pragma unroll
+    for (int j = 0; j < ElementGroup<S>::size; j++) {
+      auto param = widen(params.values[j]), buffer = reads ? widen(buffers.values[j]) : compute_t<S>(0);
+      auto update = [&](compute_t<S>* b) { sgd_update(rule, param, widen(grads.values[j]), b, x.first); };
+      // Not one call with a pointer that may be null: that would put the buffer into local memory.
+      x.buffer ? update(&buffer) : update(nullptr);
+      params.values[j] = narrow<S>(param);
+      buffers.values[j] = narrow<S>(buffer);
+    }
+    store_group(x.param + first, params, left, aligned);
+    if (x.buffer) store_group(x.buffer + first, buffers, left, aligned);
   });
 }
 
 template <class S>
 __global__ void __launch_bounds__(UPDATE_THREADS)
     adam_step_kernel(AdamRule<compute_t<S>> rule, TensorPart<AdamTensor<S>> part) {
-  each_element(part, [&](const AdamTensor<S>& x, int64_t i) {
-    auto param = widen(x.param[i]), m = widen(x.exp_avg[i]), v = widen(x.exp_avg_sq[i]);
-    auto v_max = x.max_exp_avg_sq ? widen(x.max_exp_avg_sq[i]) : compute_t<S>(0);
-    auto update = [&](compute_t<S>* largest) {
-      adam_update(rule, x.negative_step_size, x.scale, param, widen(x.grad[i]), m, v, largest);
-    };
-    x.max_exp_avg_sq ? update(&v_max) : update(nullptr);  // two calls, as above
-    x.param[i] = narrow<S>(param);
-    x.exp_avg[i] = narrow<S>(m);
-    x.exp_avg_sq[i] = narrow<S>(v);
-    if (x.max_exp_avg_sq) x.max_exp_avg_sq[i] = narrow<S>(v_max);
+  own_group<S>(part, [&](const AdamTensor<S>& x, int64_t first, int64_t left) {
+    const bool aligned = are_aligned(x.param, x.grad, x.exp_avg, x.exp_avg_sq, x.max_exp_avg_sq);
+    auto params = load_group(x.param + first, left, aligned);
+    const auto grads = load_group(x.grad + first, left, aligned);
+    auto averages = load_group(x.exp_avg + first, left, aligned);
+    auto squares = load_group(x.exp_avg_sq + first, left, aligned);
+    ElementGroup<S> largest = {};
+    if (x.max_exp_avg_sq) largest = load_group(x.max_exp_avg_sq + first, left, aligned);
+#pragma unroll
+    for (int j = 0; j < ElementGroup<S>::size; j++) {
+      auto param = widen(params.values[j]), m = widen(averages.values[j]), v = widen(squares.values[j]);
+      auto v_max = widen(largest.values[j]);
+      auto update = [&](compute_t<S>* v_largest) {
+        adam_update(rule, x.negative_step_size, x.scale, param, widen(grads.values[j]), m, v, v_largest);
+      };
+      x.max_exp_avg_sq ? update(&v_max) : update(nullptr);  // two calls, as above
+      params.values[j] = narrow<S>(param);
+      averages.values[j] = narrow<S>(m);
+      squares.values[j] = narrow<S>(v);
+      largest.values[j] = narrow<S>(v_max);
+    }
+    store_group(x.param + first, params, left, aligned);
+    store_group(x.exp_avg + first, averages, left, aligned);
+    store_group(x.exp_avg_sq + first, squares, left, aligned);
+    if (x.max_exp_avg_sq) store_group(x.max_exp_avg_sq + first, largest, left, aligned);
   });
 }
+
+template <class S>
+struct SquareOf {
+  static constexpr int groups = ElementGroup<S>::size;
+  const S* x;
+  __device__ __forceinline__ auto group(int64_t first, int64_t left) const {
+    auto terms = ArrayElement<S>{x}.group(first, left);
+#pragma unroll
+    for (int j = 0; j < groups; j++) terms.values[j] = mul(terms.values[j], terms.values[j]);
+    return terms;
+  }
+};
 
 // segments[b]: the sum of squares of block b's segment of the gradients.
 template <class S>
@@ -81,10 +118,8 @@ __global__ void __launch_bounds__(SEGMENT_THREADS)
   const int t = own_tensor(part), block = blockIdx.x;
   const GradTensor<S> tensor = part.tensors[t];
   const int64_t begin = static_cast<int64_t>(block - part.first_block[t]) * SUM_SEGMENT;
-  const T sum = sum_segment_of_block<T>(smaller<int64_t>(tensor.count - begin, SUM_SEGMENT), [&](int i) {
-    const T g = widen(tensor.grad[begin + i]);
-    return mul(g, g);
-  });
+  const T sum =
+      sum_segment_of_block<T>(SquareOf<S>{tensor.grad}, begin, smaller<int64_t>(tensor.count - begin, SUM_SEGMENT));
   if (threadIdx.x == 0) segments[block] = sum;
 }
 
@@ -96,7 +131,8 @@ __global__ void __launch_bounds__(BLOCK_ROW_THREADS, 4)
   using T = compute_t<S>;
   const int t = blockIdx.x, first = part.first_block[t];
   const T* own = segments + first;
-  const T sum = BlockRow(part.first_block[t + 1] - first).template sum<T>([=](int, int64_t s) { return own[s]; });
+  const T sum =
+      BlockRow<1, false>(part.first_block[t + 1] - first, 1).template sum<T>([=](int, int64_t s) { return own[s]; });
   if (threadIdx.x == 0) norms[t] = sqrt(sum);
 }
 
@@ -112,7 +148,13 @@ __global__ void __launch_bounds__(UPDATE_THREADS)
     clip_gradients_kernel(ClipRule<compute_t<S>> rule, TensorPart<GradTensor<S>> part) {
   using T = compute_t<S>;
   const T factor = min(T(1), div(rule.max_norm, add(*rule.norm, T(1e-6))));
-  each_element(part, [&](const GradTensor<S>& x, int64_t i) { x.grad[i] = narrow<S>(mul(widen(x.grad[i]), factor)); });
+  own_group<S>(part, [&](const GradTensor<S>& x, int64_t first, int64_t left) {
+    const bool aligned = are_aligned(x.grad);
+    auto grads = load_group(x.grad + first, left, aligned);
+#pragma unroll
+    for (int j = 0; j < ElementGroup<S>::size; j++) grads.values[j] = narrow<S>(mul(widen(grads.values[j]), factor));
+    store_group(x.grad + first, grads, left, aligned);
+  });
 }
 
 // ---- launchers ------------------------------------------------------------------------------------------------------
@@ -141,22 +183,22 @@ cudaError_t in_parts(const Tensor* tensors, int64_t count, int64_t unit, Run&& r
   return cudaSuccess;
 }
 
-template <class Rule, class Tensor>
+template <class S, class Rule, class Tensor>
 cudaError_t update_in_parts(void (*kernel)(Rule, TensorPart<Tensor>), const Rule& rule, const Tensor* tensors,
                             int64_t count, Device device) {
-  return in_parts(tensors, count, UPDATES_PER_BLOCK, [&](const auto& part, int64_t blocks, int64_t) {
+  return in_parts(tensors, count, UPDATES_PER_BLOCK<S>, [&](const auto& part, int64_t blocks, int64_t) {
     return launch(kernel, blocks, UPDATE_THREADS, 0, device, rule, part);
   });
 }
 
 template <class S>
 cudaError_t sgd_step(const SgdRule<compute_t<S>>& rule, const SgdTensor<S>* tensors, int64_t count, Device device) {
-  return update_in_parts(sgd_step_kernel<S>, rule, tensors, count, device);
+  return update_in_parts<S>(sgd_step_kernel<S>, rule, tensors, count, device);
 }
 
 template <class S>
 cudaError_t adam_step(const AdamRule<compute_t<S>>& rule, const AdamTensor<S>* tensors, int64_t count, Device device) {
-  return update_in_parts(adam_step_kernel<S>, rule, tensors, count, device);
+  return update_in_parts<S>(adam_step_kernel<S>, rule, tensors, count, device);
 }
 
 // ---- clipping -------------------------------------------------------------------------------------------------------
@@ -176,12 +218,6 @@ int64_t gradient_norm_workspace(const GradTensor<S>* tensors, int64_t count) {
 }
 
 template <class T>
-struct SquareOf {
-  const T* x;
-  __device__ __forceinline__ T operator()(int64_t i) const { return mul(x[i], x[i]); }
-};
-
-template <class T>
 struct StoreRoot {
   T* y;
   __device__ __forceinline__ void operator()(T sum) const { *y = sqrt(sum); }
@@ -198,8 +234,8 @@ cudaError_t gradient_norm(const GradTensor<S>* tensors, int64_t count, compute_t
     if (failed != cudaSuccess) return failed;
     const T* sums = segments;
     segments += blocks;
-    return launch(tensor_norms_kernel<S>, part.count, BLOCK_ROW_THREADS, block_row_bytes<T>(blocks), device, part, sums,
-                  norms + first);
+    return launch(tensor_norms_kernel<S>, part.count, BLOCK_ROW_THREADS, block_row_bytes<T>(blocks, 0), device, part,
+                  sums, norms + first);
   });
   if (error != cudaSuccess) return error;
   return sum_terms<T>(SquareOf<T>{norms}, count, StoreRoot<T>{norm}, of_norms, device);
@@ -209,7 +245,7 @@ cudaError_t gradient_norm(const GradTensor<S>* tensors, int64_t count, compute_t
 template <class S>
 cudaError_t clip_gradients(const GradTensor<S>* tensors, int64_t count, compute_t<S> max_norm, const compute_t<S>* norm,
                            Device device) {
-  return update_in_parts(clip_gradients_kernel<S>, ClipRule<compute_t<S>>{max_norm, norm}, tensors, count, device);
+  return update_in_parts<S>(clip_gradients_kernel<S>, ClipRule<compute_t<S>>{max_norm, norm}, tensors, count, device);
 }
 
 }  // namespace pytorch_ext::PYTORCH_EXT_ISA

@@ -19,10 +19,12 @@ void batch_offsets(const BatchOffsets& p, Queue& queue) {
   run("matmul", queue, [&](Device device) { return device::batch_offsets(p, device); });
 }
 
-bool is_capturing(Queue& queue) {
+int64_t capture_number(Queue& queue) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  run("is_capturing", queue, [&](Device device) { return cudaStreamIsCapturing(device.stream, &status); });
-  return status != cudaStreamCaptureStatusNone;
+  unsigned long long number = 0;
+  run("capture_number", queue,
+      [&](Device device) { return cudaStreamGetCaptureInfo(device.stream, &status, &number); });
+  return status == cudaStreamCaptureStatusNone ? 0 : static_cast<int64_t>(number) + 1;
 }
 
 #define INSTANTIATE(S) template void product<S>(const Product<S>&, Queue&);

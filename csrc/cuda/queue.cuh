@@ -19,13 +19,20 @@ using device::Device;
 
 // The device as the launchers see it, which becomes the runtime's current one: this library's runtime is not torch's.
 inline cudaError_t enter(const Queue& queue, Device& device) {
-  static int multiprocessors[64];  // of the devices asked before; every thread would write the same
+  static int multiprocessors[64], shared_bytes[64];  // of the devices asked before; all threads would write the same
   const int number = queue.device();
+  device = {static_cast<cudaStream_t>(queue.stream()), 1, 48 << 10};
   cudaError_t error = cudaSetDevice(number);
-  if (error == cudaSuccess && number < 64 && multiprocessors[number] == 0)
+  if (error != cudaSuccess || number >= 64) return error;
+  if (shared_bytes[number] == 0) {
     error = cudaDeviceGetAttribute(&multiprocessors[number], cudaDevAttrMultiProcessorCount, number);
-  device = {static_cast<cudaStream_t>(queue.stream()), number < 64 ? multiprocessors[number] : 1};
-  return error;
+    if (error != cudaSuccess) return error;
+    error = cudaDeviceGetAttribute(&shared_bytes[number], cudaDevAttrMaxSharedMemoryPerBlockOptin, number);
+    if (error != cudaSuccess) return error;
+  }
+  device.multiprocessors = multiprocessors[number];
+  device.shared_bytes = shared_bytes[number];
+  return cudaSuccess;
 }
 
 inline std::string describe(cudaError_t error, int number) {

@@ -19,7 +19,7 @@ template <class S, class Y>
 __global__ void __launch_bounds__(WARP* ROWS_PER_BLOCK)
     sum_contiguous_slices_kernel(SliceSum<S> p, int64_t segments, Y* y) {
   using T = compute_t<S>;
-  const int64_t number = own_row<WarpRow<0>>();
+  const int64_t number = own_row<WarpRow<0, 1>>();
   if (number >= p.outer * p.inner * segments) return;
   const int64_t slice = number / segments, begin = number % segments * SUM_SEGMENT;
   const S* x = p.x + slice / p.inner * p.x_outer + slice % p.inner * p.x_inner + begin;

@@ -20,12 +20,9 @@ cudaError_t encode(EncodeTiled encode_tiled, TensorMapArguments map, CUtensorMap
 
 template <class S, class Tile, Major A, Major B>
 cudaError_t launch_tensor_core_product(const TensorCoreMaps& maps, const TensorCoreWork<S>& work, Device device) {
-  const auto kernel = tensor_core_product_kernel<S, Tile, A, B>;
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::shared_bytes);
-  if (error != cudaSuccess) return error;
   const int64_t blocks = smaller<int64_t>(tile_count(work.grid), device.multiprocessors);
-  return launch(kernel, blocks, TENSOR_CORE_THREADS, Tile::shared_bytes, device, maps, work);
+  return launch(tensor_core_product_kernel<S, Tile, A, B>, blocks, TENSOR_CORE_THREADS, Tile::shared_bytes, device,
+                maps, work);
 }
 
 // As TensorCoreProduct says. cudaErrorNotSupported where plan_tensor_core_product() does not cover it.

@@ -61,8 +61,11 @@ struct ClassOperands {
     return p;
   }
 
-  // An uninitialised gradient of the input.
+  // An uninitialised gradient of the input, and whether a tensor is one.
   Tensor new_gradient(const Tensor& of) const;
+  bool takes_gradient(const Tensor& t) const {
+    return t.sizes() == input.sizes() && (classes_last ? t.strides() == input.strides() : t.is_contiguous());
+  }
 };
 
 // What cross_entropy's kernel takes of them.

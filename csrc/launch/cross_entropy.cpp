@@ -36,6 +36,20 @@ std::tuple<Tensor, Tensor> cross_entropy_forward(const Tensor& input, const Tens
   return {loss, dinput};
 }
 
+// dinput and dprobabilities where they are defined.
+void write_gradients(const ClassOperands& o, const Tensor& grad, int64_t reduction, int64_t ignore_index,
+                     double label_smoothing, const Tensor& dinput, const Tensor& dprobabilities, bool in_advance) {
+  if (!dinput.defined() && !dprobabilities.defined()) return;
+  WITH_STORAGE_TYPE("cross_entropy_backward", grad.scalar_type(), [&] {
+    auto p = cross_entropy_arguments<S>(o, reduction, ignore_index, label_smoothing);
+    p.grad = data<S>(grad);
+    p.dinput = mutable_data<S>(dinput);
+    p.dprobabilities = mutable_data<S>(dprobabilities);
+    p.in_advance = in_advance;
+    RUN_KERNEL(grad, cross_entropy<S>)(p);
+  });
+}
+
 std::tuple<Tensor, Tensor> cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
                                                   const OptionalTensor& weight, int64_t reduction, int64_t ignore_index,
                                                   double label_smoothing, std::array<bool, 2> mask) {
@@ -48,14 +62,21 @@ std::tuple<Tensor, Tensor> cross_entropy_backward(const Tensor& grad, const Tens
     dtarget = in_rows = in_huge_pages(empty(o.target.sizes(), target));
     if (o.classes_last) dtarget = in_rows.movedim(-1, 1);
   }
-  WITH_STORAGE_TYPE("cross_entropy_backward", input.scalar_type(), [&] {
-    auto p = cross_entropy_arguments<S>(o, reduction, ignore_index, label_smoothing);
-    p.grad = data<S>(g);
-    p.dinput = mutable_data<S>(dinput);
-    p.dprobabilities = mutable_data<S>(in_rows);
-    if (p.dinput || p.dprobabilities) RUN_KERNEL(input, cross_entropy<S>)(p);
-  });
+  write_gradients(o, g, reduction, ignore_index, label_smoothing, dinput, in_rows, /*in_advance=*/false);
   return {dinput, dtarget};
+}
+
+void cross_entropy_backward_into(const Tensor& grad, const Tensor& dinput, const Tensor& input, const Tensor& target,
+                                 const OptionalTensor& weight, int64_t reduction, int64_t ignore_index,
+                                 double label_smoothing) {
+  const char* op = "cross_entropy_backward_into";
+  const ClassOperands o = class_operands(op, input, target, weight, reduction, ignore_index);
+  const Tensor g = loss_gradient(op, grad, input, target, reduction);
+  TORCH_CHECK(reduction != at::Reduction::None, op, ": expected reduction 1 or 2, got 0");
+  check_same(op, "dinput", dinput, input);
+  TORCH_CHECK(o.takes_gradient(dinput), op, ": expected dinput as cross_entropy_forward gives it, ", input.sizes(),
+              ", got ", dinput.sizes(), " of strides ", dinput.strides());
+  write_gradients(o, g, reduction, ignore_index, label_smoothing, dinput, Tensor(), /*in_advance=*/true);
 }
 
 }  // namespace
@@ -63,6 +84,7 @@ std::tuple<Tensor, Tensor> cross_entropy_backward(const Tensor& grad, const Tens
 KERNEL_LIBRARY(m) {
   m.impl("cross_entropy_forward", &cross_entropy_forward);
   m.impl("cross_entropy_backward", &cross_entropy_backward);
+  m.impl("cross_entropy_backward_into", &cross_entropy_backward_into);
 }
 
 }  // namespace pytorch_ext

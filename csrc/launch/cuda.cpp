@@ -22,10 +22,10 @@ void CurrentQueue::fail(const char* op, int error, const char* message) {
   TORCH_CHECK(false, op, ": CUDA error ", error, " on ", guard_.current_device(), ": ", message);
 }
 
-bool is_capturing(const Tensor& t) {
-  if (!t.is_cuda()) return false;
+int64_t capture_number(const Tensor& t) {
+  if (!t.is_cuda()) return 0;
   CurrentQueue queue(t);
-  return cuda::is_capturing(queue);
+  return cuda::capture_number(queue);
 }
 
 }  // namespace pytorch_ext
@@ -34,8 +34,14 @@ bool is_capturing(const Tensor& t) {
 
 namespace pytorch_ext {
 
-bool is_capturing(const Tensor&) { return false; }
+int64_t capture_number(const Tensor&) { return 0; }
 
 }  // namespace pytorch_ext
 
 #endif
+
+namespace pytorch_ext {
+
+bool is_capturing(const Tensor& t) { return capture_number(t) != 0; }
+
+}  // namespace pytorch_ext

@@ -110,13 +110,17 @@ void check_probabilities(const Tensor& input, const Tensor& target) {
 
 namespace {
 
+at::IntArrayRef value_sizes(const ElementwiseOperands& o, int64_t reduction) {
+  return reduction == at::Reduction::None ? at::IntArrayRef(o.sizes) : at::IntArrayRef();
+}
+
 std::tuple<Tensor, Tensor, Tensor> elementwise_loss_forward(const Tensor& input, const Tensor& target,
                                                             const OptionalTensor& weight,
                                                             const OptionalTensor& pos_weight, std::string_view loss,
                                                             int64_t reduction, std::array<bool, 2> mask) {
   const ElementwiseLoss kind = elementwise_loss_named(loss);
   const ElementwiseOperands o = elementwise_operands(input, target, weight, pos_weight, kind, reduction);
-  Tensor value = empty(reduction == at::Reduction::None ? at::IntArrayRef(o.sizes) : at::IntArrayRef(), input);
+  Tensor value = empty(value_sizes(o, reduction), input);
   Tensor dinput, dtarget;
   if (mask[0]) dinput = in_huge_pages(empty(o.sizes, input));
   if (mask[1]) dtarget = in_huge_pages(empty(o.sizes, input));
@@ -134,30 +138,57 @@ std::tuple<Tensor, Tensor, Tensor> elementwise_loss_forward(const Tensor& input,
   return {value, dinput, dtarget};
 }
 
+void check_gradient(const char* op, const Tensor& grad, const Tensor& input, at::IntArrayRef sizes) {
+  check_same(op, "grad", grad, input);
+  TORCH_CHECK(grad.sizes() == sizes, op, ": expected grad ", sizes, ", got ", grad.sizes());
+}
+
+// dinput and dtarget where they are defined.
+void write_gradients(const ElementwiseOperands& o, const Tensor& grad, ElementwiseLoss loss, int64_t reduction,
+                     const Tensor& dinput, const Tensor& dtarget, bool in_advance) {
+  WITH_STORAGE_TYPE("elementwise_loss_backward", grad.scalar_type(), [&] {
+    auto p = o.arrays<S>(loss, reduction);
+    p.grad = data<S>(grad);
+    p.dinput = mutable_data<S>(dinput);
+    p.dtarget = mutable_data<S>(dtarget);
+    p.in_advance = in_advance;
+    RUN_KERNEL(grad, elementwise_loss<S>)(p);
+  });
+}
+
 std::tuple<Tensor, Tensor> elementwise_loss_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
                                                      const OptionalTensor& weight, const OptionalTensor& pos_weight,
                                                      std::string_view loss, int64_t reduction,
                                                      std::array<bool, 2> mask) {
   const ElementwiseLoss kind = elementwise_loss_named(loss);
   const ElementwiseOperands o = elementwise_operands(input, target, weight, pos_weight, kind, reduction);
-  check_same("elementwise_loss_backward", "grad", grad, input);
-  const at::IntArrayRef value_sizes = reduction == at::Reduction::None ? at::IntArrayRef(o.sizes) : at::IntArrayRef();
-  TORCH_CHECK(grad.sizes() == value_sizes, "elementwise_loss_backward: expected grad ", value_sizes, ", got ",
-              grad.sizes());
-  const Tensor g = grad.contiguous();
+  check_gradient("elementwise_loss_backward", grad, input, value_sizes(o, reduction));
   Tensor dinput, dtarget;
   if (mask[0]) dinput = in_huge_pages(empty(o.sizes, input));
   if (mask[1]) dtarget = in_huge_pages(empty(o.sizes, input));
-  WITH_STORAGE_TYPE("elementwise_loss_backward", input.scalar_type(), [&] {
-    auto p = o.arrays<S>(kind, reduction);
-    p.grad = data<S>(g);
-    p.dinput = mutable_data<S>(dinput);
-    p.dtarget = mutable_data<S>(dtarget);
-    RUN_KERNEL(input, elementwise_loss<S>)(p);
-  });
+  write_gradients(o, grad.contiguous(), kind, reduction, dinput, dtarget, /*in_advance=*/false);
   if (mask[0]) dinput = sum_to_size(dinput, input.sizes());
   if (mask[1]) dtarget = sum_to_size(dtarget, target.sizes());
   return {dinput, dtarget};
+}
+
+void elementwise_loss_backward_into(const Tensor& grad, const OptionalTensor& dinput, const OptionalTensor& dtarget,
+                                    const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                                    const OptionalTensor& pos_weight, std::string_view loss, int64_t reduction) {
+  const char* op = "elementwise_loss_backward_into";
+  const ElementwiseLoss kind = elementwise_loss_named(loss);
+  const ElementwiseOperands o = elementwise_operands(input, target, weight, pos_weight, kind, reduction);
+  TORCH_CHECK(reduction != at::Reduction::None, op, ": expected reduction 1 or 2, got 0");
+  check_gradient(op, grad, input, {});
+  auto check_array = [&](const char* name, const OptionalTensor& t) {
+    if (!t) return;
+    check_same(op, name, *t, input);
+    TORCH_CHECK(t->sizes() == o.sizes && t->is_contiguous(), op, ": expected ", name, " ", at::IntArrayRef(o.sizes),
+                ", contiguous, got ", t->sizes(), " of strides ", t->strides());
+  };
+  check_array("dinput", dinput);
+  check_array("dtarget", dtarget);
+  write_gradients(o, grad, kind, reduction, dinput.value_or(Tensor()), dtarget.value_or(Tensor()), /*in_advance=*/true);
 }
 
 }  // namespace
@@ -165,6 +196,7 @@ std::tuple<Tensor, Tensor> elementwise_loss_backward(const Tensor& grad, const T
 KERNEL_LIBRARY(m) {
   m.impl("elementwise_loss_forward", &elementwise_loss_forward);
   m.impl("elementwise_loss_backward", &elementwise_loss_backward);
+  m.impl("elementwise_loss_backward_into", &elementwise_loss_backward_into);
 }
 
 }  // namespace pytorch_ext

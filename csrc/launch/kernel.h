@@ -15,6 +15,9 @@ bool has_kernels(const Tensor& t);
 // Whether work on the tensor's device is being recorded for a graph, to be repeated with the same numbers.
 bool is_capturing(const Tensor& t);
 
+// The number of that recording among all of the process; 0 where nothing is recorded.
+int64_t capture_number(const Tensor& t);
+
 #if defined(PYTORCH_EXT_CUDA)
 #define CUDA_KERNEL(...) (&::pytorch_ext::cuda::__VA_ARGS__)
 

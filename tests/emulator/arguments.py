@@ -24,11 +24,12 @@ DECLARATIONS = {
     "Dropout": "n x* y* key:uint64 threshold:uint32 scale:real",
     "SliceSum": "outer rows inner x* x_outer x_row x_inner y*",
     "ElementwiseLossArrays": "loss:enum reduction:enum count input* target* weight* pos_weight* mean_weight*"
-    " mean_weight_count grad* value* dinput* dtarget*",
+    " mean_weight_count grad* value* dinput* dtarget* in_advance:bool",
     "Softmax": "outer columns inner x* x_outer y* logarithm:bool",
     "SoftmaxGradient": "outer columns inner grad* y* dx* logarithm:bool",
     "ClassificationLoss": "outer classes inner input* input_outer indices* probabilities* ignore_index counted_rows"
-    " weight* smoothed:bool kept:real spread:real on_target:real reduction:enum grad* loss* dinput* dprobabilities*",
+    " weight* smoothed:bool kept:real spread:real on_target:real reduction:enum grad* loss* dinput* dprobabilities*"
+    " in_advance:bool",
     "SgdRule": "negative_lr:real momentum:real one_minus_dampening:real weight_decay:real nesterov:bool maximize:bool",
     "SgdTensor": "count param* grad* buffer* first:bool",
     "AdamRule": "beta1:real one_minus_beta1:real beta2:real one_minus_beta2:real eps:real weight_decay:real"

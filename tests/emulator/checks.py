@@ -94,6 +94,17 @@ def check_batch_offsets(machine, t):
     assert torch.equal(t.storage_offset() + offsets, t[..., 0, 0].flatten().long())
 
 
+def check_into(machine, backward, left, grad, expected):
+    """A backward pass over what its forward pass has left: where the gradient is 1 it touches nothing."""
+    ones = torch.ones_like(grad)
+    for g, wanted in ((ones, left), (grad, expected), (ones - torch.finfo(grad.dtype).eps / 2, None)):
+        ours = backward(g)
+        if wanted is None:
+            assert all((a != b).all() for a, b in zip(ours, left, strict=True))
+        else:
+            check_all(machine, ours, wanted, f"gradients in advance, grad {g.item()}")
+
+
 def check_elementwise_loss(machine, loss, shape, reduction="mean", weighted=False, pos_weighted=False, special=False):
     x, target = random(*shape, special=special, dtype=machine.dtype), random(*shape, dtype=machine.dtype)
     if loss == "binary_cross_entropy":
@@ -109,6 +120,9 @@ def check_elementwise_loss(machine, loss, shape, reduction="mean", weighted=Fals
     expected = library.elementwise_loss_backward(grad, x, target, weight, pos_weight, loss, number, [True, True])
     ours = ops.elementwise_loss(*args, grad=grad, value=False)[1:]
     check_all(machine, ours, expected, f"the gradient of {loss} {shape} {reduction}")
+    if reduction != "none":
+        left = [torch.full_like(x, 7), torch.full_like(x, 8)]
+        check_into(machine, lambda grad: ops.elementwise_loss(*args, grad, False, left)[1:], left, grad, expected)
 
 
 def check_softmax(machine, shape, dim=-1, logarithm=False, special=False):
@@ -142,6 +156,9 @@ def check_cross_entropy(
     expected = library.cross_entropy_backward(grad, x, target, weight, number, -100, smoothing, [True, probabilities])
     ours = ops.cross_entropy(*args, grad=grad, value=False)[1:]
     check_all(machine, ours, expected, f"the gradients of {what}")
+    if reduction != "none":
+        left = torch.full_like(x, 7)
+        check_into(machine, lambda grad: ops.cross_entropy(*args, grad, False, left)[1:2], [left], grad, expected[:1])
 
 
 def check_nll_loss(machine, shape, reduction="mean", weighted=False, special=False):

@@ -22,7 +22,6 @@ enum CUtensorMapInterleave { CU_TENSOR_MAP_INTERLEAVE_NONE };
 enum CUtensorMapSwizzle { CU_TENSOR_MAP_SWIZZLE_128B = 3 };
 enum CUtensorMapL2promotion { CU_TENSOR_MAP_L2_PROMOTION_L2_128B = 2 };
 enum CUtensorMapFloatOOBfill { CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE };
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 
 struct CUtensorMap {
   uint16_t* address;
@@ -47,14 +46,13 @@ inline CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType, ui
 namespace hopper {
 
 inline bool late_boxes, late_products, late_stores;
-inline size_t allowed_shared_bytes;
 
 // Addresses of shared memory are not multiples of an atom by themselves: other shared memory may lie before it.
 constexpr uint32_t SHARED_BEGIN = 0x430;
 
 template <class T>
 T& shared(uint32_t address) {
-  if (address < SHARED_BEGIN || address + sizeof(T) > SHARED_BEGIN + allowed_shared_bytes)
+  if (address < SHARED_BEGIN || address + sizeof(T) > SHARED_BEGIN + simt::dynamic_bytes)
     simt::fail("an address outside the block's shared memory");
   return *reinterpret_cast<T*>(simt::shared_memory + (address - SHARED_BEGIN));
 }
@@ -270,10 +268,3 @@ uint32_t narrow_pair(float low, float high) {
 }
 
 }  // namespace pytorch_ext::PYTORCH_EXT_ISA
-
-template <class Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int bytes) {
-  if (bytes > 227 * 1024) return cudaErrorInvalidValue;
-  hopper::allowed_shared_bytes = static_cast<size_t>(bytes);
-  return cudaSuccess;
-}

@@ -20,6 +20,8 @@ FOLDER = Path(__file__).resolve().parent
 FLAGS = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno", "-DPYTORCH_EXT_ISA=device"]
 FLAGS += ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 
+runners = []  # all that compile_runner() has made
+
 WORKSPACE = 64  # elements of a workspace are a multiple of it: it begins as aligned as device memory does
 
 POINTER, INTEGER, REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
@@ -61,7 +63,8 @@ def compile_runner(folder, dtype, fma_flags=()):
     result = subprocess.run([*command, "-ldl"], capture_output=True, text=True)
     if result.returncode or result.stderr:
         raise RuntimeError(f"{' '.join(command)}\n{result.stderr}")
-    return load(library)
+    runners.append(load(library))
+    return runners[-1]
 
 
 def load(library):

@@ -46,13 +46,12 @@ class Kernels:
     def softmax_backward(self, grad, y, dim, logarithm):
         return ops.softmax_gradient(self.new_machine(), grad.contiguous(), y.contiguous(), dim, logarithm)
 
-    def _elementwise_loss(self, x, target, weight, pos_weight, loss, reduction, mask, grad=None):
+    def _elementwise_loss(self, x, target, weight, pos_weight, loss, reduction, mask, grad=None, in_advance=None):
         if x.shape != target.shape or weight is not None or pos_weight is not None:
             raise NotImplementedError("an elementwise loss of operands that broadcast")
         arrays = (t.contiguous() for t in (x, target))
-        found = ops.elementwise_loss(
-            self.new_machine(), loss, REDUCTIONS[reduction], *arrays, grad=grad, value=grad is None
-        )
+        options = {"grad": grad, "value": grad is None, "in_advance": in_advance}
+        found = ops.elementwise_loss(self.new_machine(), loss, REDUCTIONS[reduction], *arrays, **options)
         wanted = (grad is None, *mask)
         return [t if want else None for t, want in zip(found, wanted, strict=True)]
 
@@ -62,6 +61,13 @@ class Kernels:
 
     def elementwise_loss_backward(self, grad, x, target, weight, pos_weight, loss, reduction, mask):
         return tuple(self._elementwise_loss(x, target, weight, pos_weight, loss, reduction, mask, grad)[1:])
+
+    def elementwise_loss_backward_into(self, grad, dinput, dtarget, x, *operands):
+        left = [torch.zeros_like(x) if t is None else t for t in (dinput, dtarget)]
+        found = self._elementwise_loss(x, *operands, [True, True], grad, left)[1:]
+        for into, gradient in zip((dinput, dtarget), found, strict=True):
+            if into is not None:
+                into.copy_(gradient)
 
     def _cross_entropy(self, x, target, weight, reduction, ignore_index, smoothing, grad=None):
         args = (x.contiguous(), target.contiguous(), weight, REDUCTIONS[reduction], ignore_index, smoothing)
@@ -74,6 +80,11 @@ class Kernels:
     def cross_entropy_backward(self, grad, x, target, weight, reduction, ignore_index, smoothing, mask):
         gradients = self._cross_entropy(x, target, weight, reduction, ignore_index, smoothing, grad)[1:]
         return tuple(t if want else None for t, want in zip(gradients, mask, strict=True))
+
+    def cross_entropy_backward_into(self, grad, dinput, x, target, weight, reduction, ignore_index, smoothing):
+        args = (x.contiguous(), target.contiguous(), weight, REDUCTIONS[reduction], ignore_index, smoothing)
+        machine = self.new_machine()
+        dinput.copy_(ops.cross_entropy(machine, *args, grad=grad, value=False, in_advance=dinput.contiguous())[1])
 
 
 class Namespace:
@@ -129,7 +140,9 @@ def emulated(new_machine):
     before, kernels = choice.kernels, Kernels(new_machine)
     library = torch.library.Library("pytorch_ext", "IMPL")
     try:
-        for name in (n for n in dir(kernels) if n.endswith(("_forward", "_backward"))):
+        for name in (
+            n for n in dir(kernels) if n.endswith(("_forward", "_backward", "_backward_into")) and n[0] != "_"
+        ):
             library.impl(name, getattr(kernels, name), "CPU", allow_override=True)
         choice.kernels = Namespace(new_machine)
         yield

@@ -97,13 +97,27 @@ def sum_slices(machine, x):
 
 
 def elementwise_loss(
-    machine, loss, reduction, x, target, weight=None, pos_weight=None, mean_weight=None, grad=None, value=True
+    machine,
+    loss,
+    reduction,
+    x,
+    target,
+    weight=None,
+    pos_weight=None,
+    mean_weight=None,
+    grad=None,
+    value=True,
+    in_advance=None,
 ):
-    """(value, dinput, dtarget) of contiguous arrays; the value only where it is wanted."""
+    """(value, dinput, dtarget) of contiguous arrays; the value only where it is wanted. `in_advance`: what the two
+    gradients hold before."""
     shape = x.shape if reduction == "none" else (1,)
     value = machine.memory.empty(*shape) if value else None
-    dinput, dtarget = machine.memory.empty(*x.shape), machine.memory.empty(*x.shape)
+    dinput, dtarget = (
+        machine.memory.copy(t) if in_advance else machine.memory.empty(*x.shape) for t in in_advance or (x, x)
+    )
     p = machine.structures.ElementwiseLossArrays(LOSSES.index(loss), REDUCTIONS.index(reduction), x.numel())
+    p.in_advance = in_advance is not None
     p.input, p.target, p.weight, p.pos_weight = map(machine.memory.put, (x, target, weight, pos_weight))
     p.mean_weight, p.grad = machine.memory.put(mean_weight), machine.memory.put(grad)
     p.mean_weight_count = 0 if mean_weight is None else mean_weight.numel()
@@ -150,12 +164,22 @@ def _classification(machine, x, target, weight, reduction, ignore_index, grad, v
 
 
 def cross_entropy(
-    machine, x, target, weight=None, reduction="mean", ignore_index=-100, smoothing=0.0, grad=None, value=True
+    machine,
+    x,
+    target,
+    weight=None,
+    reduction="mean",
+    ignore_index=-100,
+    smoothing=0.0,
+    grad=None,
+    value=True,
+    in_advance=None,
 ):
-    """(loss, dinput, dtarget): the last one of class probabilities alone."""
+    """(loss, dinput, dtarget): the last one of class probabilities alone. `in_advance`: what dinput holds before."""
     p, loss = _classification(machine, x, target, weight, reduction, ignore_index, grad, value)
-    dinput = machine.memory.empty(*x.shape)
-    dtarget = machine.memory.empty(*x.shape) if p.probabilities else None
+    dinput = machine.memory.empty(*x.shape) if in_advance is None else machine.memory.copy(in_advance)
+    dtarget = machine.memory.empty(*x.shape) if p.probabilities and in_advance is None else None
+    p.in_advance = in_advance is not None
     p.dinput, p.dprobabilities = _addresses(dinput, dtarget)
     p.smoothed = smoothing > 0
     spread = smoothing / x.shape[1]

@@ -20,7 +20,7 @@ using namespace pytorch_ext;
 namespace kernels = pytorch_ext::PYTORCH_EXT_ISA;
 
 namespace {
-kernels::Device machine{nullptr, 132};
+kernels::Device machine{nullptr, 132, 227 << 10};
 using S = STORAGE;
 using T = compute_t<S>;
 }  // namespace

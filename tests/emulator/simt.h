@@ -50,10 +50,7 @@ enum cudaError_t {
 namespace simt {
 
 constexpr int WARP = 32;
-#if !defined(SIMT_SHARED_BYTES)
-#define SIMT_SHARED_BYTES (48 << 10)
-#endif
-constexpr size_t STACK_BYTES = 64 << 10, SHARED_BYTES = SIMT_SHARED_BYTES;
+constexpr size_t STACK_BYTES = 64 << 10, SHARED_BYTES = 48 << 10, MOST_SHARED_BYTES = 227 << 10;
 
 enum class State { ready, at_barrier, in_warp, at_condition, ended };
 
@@ -90,7 +87,9 @@ inline const char* failure;  // of the kernel's own requirements, or null
 inline std::function<void()> body;
 // Does a piece of what threads have begun and do not do themselves; false where nothing is left of it.
 inline std::function<bool()> background = [] { return false; };
-alignas(128) inline unsigned char shared_memory[SHARED_BYTES];
+alignas(128) inline unsigned char shared_memory[MOST_SHARED_BYTES];
+inline size_t dynamic_bytes;                                // of this launch
+inline std::map<const void*, size_t> allowed_shared_bytes;  // of kernels that have asked for more than SHARED_BYTES
 
 inline std::string name_of(const void* function) {
   Dl_info info;
@@ -188,7 +187,7 @@ inline bool release_conditions(int count) {
 }
 
 inline bool run_block(int count) {
-  memset(shared_memory, 0xff, sizeof shared_memory);  // NaN where nothing was written
+  memset(shared_memory, 0xff, dynamic_bytes);  // NaN where nothing was written
   for (int t = 0; t < count; t++) make_ready(threads[t]);
   while (true) {
     for (int i = 0; i < count; i++) {
@@ -230,10 +229,15 @@ inline bool run_blocks(dim3 grid, dim3 block) {
   return true;
 }
 
+inline size_t most_shared_bytes(const void* kernel) {
+  const auto found = allowed_shared_bytes.find(kernel);
+  return found == allowed_shared_bytes.end() ? SHARED_BYTES : found->second;
+}
+
 inline cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes) {
   error.clear();
   if (grid.count() < 1 || grid.x > INT32_MAX || grid.y > 65535 || grid.z > 65535 || block.count() < 1 ||
-      block.count() > 1024 || block.z > 64 || shared_bytes > SHARED_BYTES) {
+      block.count() > 1024 || block.z > 64 || shared_bytes > most_shared_bytes(kernel)) {
     error = name_of(kernel) + ": grid " + text(grid) + ", block " + text(block) + " cannot be launched";
     return cudaErrorInvalidConfiguration;
   }
@@ -244,6 +248,7 @@ inline cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shar
   sigaction(SIGSEGV, &action, &before);
   bool good = false;
   failure = nullptr;
+  dynamic_bytes = shared_bytes;
   if (sigsetjmp(fault, 1) == 0) {
     good = run_blocks(grid, block);
   } else {
@@ -305,6 +310,14 @@ struct cudaLaunchConfig_t {
   void* attrs;
   unsigned numAttrs;
 };
+
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int64_t bytes) {
+  if (bytes > static_cast<int64_t>(simt::MOST_SHARED_BYTES)) return cudaErrorInvalidValue;
+  simt::allowed_shared_bytes[kernel] = bytes;
+  return cudaSuccess;
+}
 
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),

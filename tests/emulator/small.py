@@ -5,6 +5,8 @@ import torch
 from . import checks
 from .arguments import ACTIVATIONS, FUNCTIONS, LOSSES
 
+LONG_ROW = 58372  # in groups, and beyond the shared memory of a block
+
 
 def products(machine):
     for m, n, k in [(1, 1, 1), (5, 7, 257), (33, 3, 20)]:
@@ -49,12 +51,17 @@ def losses(machine):
 
 
 def rows(machine):
-    for columns in (10, 1100, 4200):
+    for columns in (11, 12, 1100, 1101, 4201):
         checks.check_softmax(machine, (2, columns))
         checks.check_softmax(machine, (2, columns), logarithm=True)
         for probabilities in (False, True):
             checks.check_cross_entropy(machine, (4, columns), probabilities=probabilities)
             checks.check_cross_entropy(machine, (2, columns), "none", smoothing=0.1, probabilities=probabilities)
+    checks.check_softmax(machine, (1, LONG_ROW))
+    for probabilities in (False, True):
+        checks.check_cross_entropy(machine, (1, LONG_ROW), "none", smoothing=0.1, probabilities=probabilities)
+        if machine.dtype.itemsize == 2:  # another kernel where results are narrower than sums
+            checks.check_cross_entropy(machine, (1, LONG_ROW), "sum", probabilities=probabilities)
     checks.check_cross_entropy(machine, (4, 70), "sum", weighted=True, smoothing=0.1, special=True)
     checks.check_cross_entropy(machine, (4, 70), "sum", weighted=True, smoothing=0.1, probabilities=True)
     checks.check_cross_entropy(machine, (2, 7, 3), weighted=True)

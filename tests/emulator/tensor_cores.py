@@ -19,7 +19,6 @@ ONE_KERNEL = {
     "launch_tensor_core_product<S, Tile, Major::depth, Major::lines>(maps, work, device)": "cudaSuccess",
 }
 FAULTY_BEGIN = """
-#define SIMT_SHARED_BYTES (227 << 10)
 #include "simt.h"
 //
 #include "hopper.h"

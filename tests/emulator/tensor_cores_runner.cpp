@@ -1,6 +1,5 @@
 // The tensor core products of csrc/cuda with C linkage: their launcher on the emulated device, and the functions that
 // say where things lie.
-#define SIMT_SHARED_BYTES (227 << 10)
 #include "simt.h"
 //
 #include "hopper.h"

@@ -304,6 +304,19 @@ class Launch:
             memory, addresses = self._space(opcode, operands[0], offset, act)
             memory.store(addresses, self.read(register, opcode[-1], act))
 
+    def _cp(self, opcode, operands, act):
+        """cp.async copies at once; cp.async.wait_all has nothing to wait for."""
+        if opcode[1:] == ("async", "wait_all"):
+            return
+        if opcode[1:] != ("async", "cg", "shared", "global") or operands[2] != "16":
+            raise NotImplementedError
+        for offset in range(0, 16, 4):
+            (to, addresses), (source, from_there) = (
+                self._space((space, "v4", "b32"), operand, offset, act)
+                for space, operand in (("shared", operands[0]), ("global", operands[1]))
+            )
+            to.store(addresses, source.load(from_there, 4))
+
     def _elements(self, opcode, operand):
         registers = [r.strip() for r in operand.strip("{}").split(",")]
         return [(i * BITS[opcode[-1]] // 8, register) for i, register in enumerate(registers)]

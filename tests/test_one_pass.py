@@ -1,0 +1,139 @@
+"""Losses whose forward pass leaves gradients for `loss.backward()`: whatever that is given, its bits."""
+
+import pytest
+import torch
+from accuracy import assert_same_bits
+from conftest import needs_cuda, needs_native
+from emulator import machines
+from emulator.native import emulated
+from test_cuda_emulated import compiled_runner, one_thread  # noqa: F401
+
+import pytorch_ext.functional as F
+
+GRADS = [(1.0, 1.0), (1.0, 0.7), (0.7, 1.0), (0.7, -3.0)]
+
+
+def cases(device="cpu"):
+    """{name: (loss, leaves)}"""
+    x, y = (torch.randn(9, 30, device=device) for _ in range(2))
+    indices, w = torch.randint(30, (9,), device=device), torch.rand(30, device=device)
+    indices[::4] = -100
+    distribution, smoothed = torch.softmax(y, 1), {"weight": w, "label_smoothing": 0.1}
+    calls = {
+        "cross_entropy of indices": (lambda x: F.cross_entropy(x, indices), x),
+        "cross_entropy, smoothed, weighted": (lambda x: F.cross_entropy(x, indices, reduction="sum", **smoothed), x),
+        "cross_entropy of probabilities": (lambda x, y: F.cross_entropy(x, y, **smoothed), x, distribution),
+        "cross_entropy of a sequence": (lambda x: F.cross_entropy(x, indices.view(3, 3) % 10), x[:3].view(3, 10, 3)),
+        "nll_loss": (lambda x: F.nll_loss(x, indices, w), x),
+        "mse_loss": (F.mse_loss, x, y),
+        "mse_loss, weighted": (lambda x, y: F.mse_loss(x, y, weight=w.expand(9, 30).contiguous()), x, y),
+        "binary_cross_entropy": (F.binary_cross_entropy, torch.sigmoid(x), torch.sigmoid(y)),
+        "binary_cross_entropy_with_logits": (
+            lambda x, y: F.binary_cross_entropy_with_logits(x, y, w, pos_weight=w + 1, reduction="sum"),
+            x,
+            y,
+        ),
+    }
+    return {name: (loss, [t.clone().requires_grad_() for t in leaves]) for name, (loss, *leaves) in calls.items()}
+
+
+NAMES = list(cases())
+
+
+def computed_anew(loss, leaves, grad):
+    """A differentiable backward pass takes nothing that the forward pass left."""
+    return torch.autograd.grad(loss(*leaves), leaves, torch.tensor(grad, device=leaves[0].device), create_graph=True)
+
+
+def check_both(loss, leaves, first, second):
+    value = loss(*leaves)
+    for grad, retain in ((first, True), (second, False)):
+        found = torch.autograd.grad(value, leaves, torch.tensor(grad, device=value.device), retain_graph=retain)
+        for ours, expected in zip(found, computed_anew(loss, leaves, grad), strict=True):
+            assert_same_bits(ours, expected.detach(), f"gradient for {grad}")
+            ours.fill_(5)  # who received it owns it
+
+
+@pytest.mark.parametrize("grads", GRADS, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_retained_graph_goes_backward_with_any_gradients(path, name, grads):
+    check_both(*cases(path)[name], *grads)
+
+
+@needs_native
+@pytest.mark.filterwarnings("ignore:Warning only once for all operators")
+@pytest.mark.skipif(machines.compiler() is None, reason="there is no C++ compiler")
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if n not in ("nll_loss", "mse_loss, weighted") and "logits" not in n]
+)
+def test_the_kernels_of_a_device_write_over_what_the_forward_pass_left(name):
+    loss, leaves = cases()[name]
+    runner = compiled_runner(torch.float32)
+    expected = [t.detach() for t in computed_anew(loss, leaves, 0.7)]
+    before = machines.launches_of(runner)
+    with emulated(lambda: machines.Emulator(runner, torch.float32)):
+        found = torch.autograd.grad(loss(*leaves), leaves, torch.tensor(0.7))
+    for ours, wanted in zip(found, expected, strict=True):
+        assert_same_bits(ours, wanted)
+    assert (machines.launches_of(runner) - before).total() >= 2
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", NAMES)
+def test_a_backward_pass_is_recorded_alone_and_replayed_with_other_gradients(name):
+    """The buffer that the forward pass left belongs to none of the replays."""
+    loss, leaves = cases("cuda")[name]
+    grad, stream = torch.ones((), device="cuda"), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        value = loss(*leaves)
+        torch.autograd.grad(loss(*leaves), leaves, grad)
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            found = torch.autograd.grad(value, leaves, grad, retain_graph=True)
+    for number in (1.0, 0.7, 1.0):
+        grad.fill_(number)
+        graph.replay()
+        torch.cuda.synchronize()
+        for ours, expected in zip(found, computed_anew(loss, leaves, number), strict=True):
+            assert_same_bits(ours, expected.detach())
+            ours.fill_(5)
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", NAMES)
+def test_forward_and_backward_pass_are_recorded_together(name):
+    loss, leaves = cases("cuda")[name]
+    grad, stream = torch.ones((), device="cuda"), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.autograd.grad(loss(*leaves), leaves, grad)
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            found = torch.autograd.grad(loss(*leaves), leaves, grad)
+    for number in (1.0, 0.7, 1.0):
+        grad.fill_(number)
+        graph.replay()
+        torch.cuda.synchronize()
+        for ours, expected in zip(found, computed_anew(loss, leaves, number), strict=True):
+            assert_same_bits(ours, expected.detach())
+            ours.fill_(5)
+
+
+@needs_native
+def test_arrays_that_no_forward_pass_has_left_are_refused():
+    x, one = torch.randn(4, 3), torch.tensor(1.0)
+    elementwise = torch.ops.pytorch_ext.elementwise_loss_backward_into
+    for wrong in (torch.empty(3, 4), torch.empty(3, 4).T):
+        with pytest.raises(
+            RuntimeError, match=r"elementwise_loss_backward_into: expected dinput \[4, 3\], contiguous, got"
+        ):
+            elementwise(one, wrong, None, x, x, None, None, "mse_loss", 1)
+        with pytest.raises(RuntimeError, match="cross_entropy_backward_into: expected dinput as cross_entropy_forward"):
+            torch.ops.pytorch_ext.cross_entropy_backward_into(
+                one, wrong, x, torch.tensor([0, 1, 2, 0]), None, 1, -100, 0.0
+            )
+    with pytest.raises(RuntimeError, match="expected reduction 1 or 2, got 0"):
+        elementwise(x, torch.empty(4, 3), None, x, x, None, None, "mse_loss", 0)
