@@ -13,7 +13,7 @@ namespace {
 
 template <class S>
 int run(const TensorCoreProduct<S>& p, int multiprocessors) {
-  return kernels::tensor_core_product(p, &cuTensorMapEncodeTiled, {nullptr, multiprocessors});
+  return kernels::tensor_core_product(p, &cuTensorMapEncodeTiled, {nullptr, multiprocessors, simt::MOST_SHARED_BYTES});
 }
 
 void put(const kernels::TensorMapArguments& map, int64_t* at) {
