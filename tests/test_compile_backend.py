@@ -156,7 +156,7 @@ def test_a_converted_model_may_be_compiled_too():
     torch.testing.assert_close(expected, results(stock, stock, arguments), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["sequential", "written", "image", "attention", "encoder"])
+@pytest.mark.parametrize("name", ["sequential", "written", "attention", "encoder"])
 def test_a_converted_model_is_one_graph_to_any_compiler(name):
     model, arguments = made(name)
     pytorch_ext.convert(model)
