@@ -50,3 +50,4 @@ def test_every_kernel_fits_every_architecture(architecture):
     found = check(architecture)
     launched = {kernel["kernel"] for kernels in found.values() for kernel in kernels}
     assert {"product_kernel", "softmax_forward_kernel", "cross_entropy_kernel", "adam_kernel"} <= launched
+    assert all(found[name][0]["wide"] for name in ("SGD", "AdamW", "clipping", "gelu"))

@@ -16,10 +16,13 @@ from .tensor_table import array, chunk_of, launch_over
 
 @device_function
 def elements_of(table_ptr, tensors, KINDS: tl.constexpr, BLOCK: tl.constexpr):
-    """(tensor, the program's elements of it, which of them exist)"""
-    owner, first, count = chunk_of(table_ptr, tl.program_id(0), tl.num_programs(0), tensors, KINDS)
+    """(tensor, the program's elements of it, which of them exist, whether all do)"""
+    owner, first, count = chunk_of(table_ptr, tl.program_id(0), tl.num_programs(0), tensors, KINDS, BLOCK)
     i = first + tl.arange(0, BLOCK)
-    return owner, i, i < count
+    return owner, i, i < count, first + BLOCK <= count
+
+
+# A chunk without a gap is read and written without a mask, 16 bytes at a time.
 
 
 @device_function
@@ -39,23 +42,17 @@ def coefficient(x, number):
 
 
 # p -= lr g. With momentum the buffer b starts as the gradient itself, afterwards momentum b + (1 - dampening) g.
-@kernel
-def sgd_kernel(
-    p_ptr, table_ptr, tensors,
-    negative_lr: tl.float64, momentum: tl.float64, one_minus_dampening: tl.float64, weight_decay: tl.float64,
-    MAXIMIZE: tl.constexpr, DECAY: tl.constexpr, BUFFER: tl.constexpr, FIRST: tl.constexpr, NESTEROV: tl.constexpr,
-    ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    owner, i, exists = elements_of(table_ptr, tensors, 3 if BUFFER else 2, BLOCK)
-    g = load(array(table_ptr, 1, owner, tensors, p_ptr, ALIGNED), i, exists)
-    p_ptr = array(table_ptr, 0, owner, tensors, p_ptr, ALIGNED)
-    p = load(p_ptr, i, exists)
+@device_function
+def sgd_update(arrays, i, exists, numbers, flags):
+    p_ptr, g_ptr, b_ptr = arrays
+    negative_lr, momentum, one_minus_dampening, weight_decay = numbers
+    MAXIMIZE, DECAY, BUFFER, FIRST, NESTEROV = flags
+    p, g = load(p_ptr, i, exists), load(g_ptr, i, exists)
     if MAXIMIZE:
         g = n.negative(g)
     if DECAY:
         g = tl.fma(p, coefficient(p, weight_decay), g)
     if BUFFER:
-        b_ptr = array(table_ptr, 2, owner, tensors, p_ptr, ALIGNED)
         if FIRST:
             b = g
         else:
@@ -65,23 +62,35 @@ def sgd_kernel(
     store(p_ptr, i, exists, tl.fma(g, coefficient(p, negative_lr), p))
 
 
-# m and v are moving means of g and g^2; p -= step_size m / (sqrt(v) scale + eps), with step_size = lr / (1 - beta1^t)
-# and scale = 1 / sqrt(1 - beta2^t).
 @kernel
-def adam_kernel(
-    p_ptr, table_ptr, tensors, negative_step_size: tl.float64, scale: tl.float64,
-    beta1: tl.float64, one_minus_beta1: tl.float64, beta2: tl.float64, one_minus_beta2: tl.float64, eps: tl.float64,
-    weight_decay: tl.float64, negative_lr_weight_decay: tl.float64,
-    MAXIMIZE: tl.constexpr, DECAY: tl.constexpr, DECOUPLED: tl.constexpr, AMSGRAD: tl.constexpr,
+def sgd_kernel(
+    like_ptr, table_ptr, tensors,
+    negative_lr: tl.float64, momentum: tl.float64, one_minus_dampening: tl.float64, weight_decay: tl.float64,
+    MAXIMIZE: tl.constexpr, DECAY: tl.constexpr, BUFFER: tl.constexpr, FIRST: tl.constexpr, NESTEROV: tl.constexpr,
     ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    owner, i, exists = elements_of(table_ptr, tensors, 5 if AMSGRAD else 4, BLOCK)
-    g = load(array(table_ptr, 1, owner, tensors, p_ptr, ALIGNED), i, exists)
-    m_ptr = array(table_ptr, 2, owner, tensors, p_ptr, ALIGNED)
-    v_ptr = array(table_ptr, 3, owner, tensors, p_ptr, ALIGNED)
-    like_ptr = p_ptr
-    p_ptr = array(table_ptr, 0, owner, tensors, p_ptr, ALIGNED)
-    p = load(p_ptr, i, exists)
+    owner, i, exists, whole = elements_of(table_ptr, tensors, 3 if BUFFER else 2, BLOCK)
+    p_ptr = array(table_ptr, 0, owner, tensors, like_ptr, ALIGNED)
+    g_ptr = array(table_ptr, 1, owner, tensors, like_ptr, ALIGNED)
+    b_ptr = array(table_ptr, 2, owner, tensors, like_ptr, ALIGNED) if BUFFER else p_ptr
+    arrays, numbers = (p_ptr, g_ptr, b_ptr), (negative_lr, momentum, one_minus_dampening, weight_decay)
+    flags: tl.constexpr = (MAXIMIZE, DECAY, BUFFER, FIRST, NESTEROV)
+    if whole:
+        sgd_update(arrays, i, None, numbers, flags)
+    else:
+        sgd_update(arrays, i, exists, numbers, flags)
+
+
+# m and v are moving means of g and g^2; p -= step_size m / (sqrt(v) scale + eps), with step_size = lr / (1 - beta1^t)
+# and scale = 1 / sqrt(1 - beta2^t).
+@device_function
+def adam_update(arrays, i, exists, step, betas, decays, flags):
+    p_ptr, g_ptr, m_ptr, v_ptr, largest_ptr = arrays
+    negative_step_size, scale, eps = step
+    beta1, one_minus_beta1, beta2, one_minus_beta2 = betas
+    weight_decay, negative_lr_weight_decay = decays
+    MAXIMIZE, DECAY, DECOUPLED, AMSGRAD = flags
+    p, g = load(p_ptr, i, exists), load(g_ptr, i, exists)
     if MAXIMIZE:
         g = n.negative(g)
     if DECAY and DECOUPLED:
@@ -93,11 +102,34 @@ def adam_kernel(
     store(m_ptr, i, exists, m)
     store(v_ptr, i, exists, v)
     if AMSGRAD:
-        largest_ptr = array(table_ptr, 4, owner, tensors, like_ptr, ALIGNED)
         v = n.maximum(load(largest_ptr, i, exists), v)
         store(largest_ptr, i, exists, v)
     denominator = tl.fma(n.sqrt(v), coefficient(p, scale), coefficient(p, eps))
     store(p_ptr, i, exists, tl.fma(n.div(m, denominator), coefficient(p, negative_step_size), p))
+
+
+@kernel
+def adam_kernel(
+    like_ptr, table_ptr, tensors, negative_step_size: tl.float64, scale: tl.float64,
+    beta1: tl.float64, one_minus_beta1: tl.float64, beta2: tl.float64, one_minus_beta2: tl.float64, eps: tl.float64,
+    weight_decay: tl.float64, negative_lr_weight_decay: tl.float64,
+    MAXIMIZE: tl.constexpr, DECAY: tl.constexpr, DECOUPLED: tl.constexpr, AMSGRAD: tl.constexpr,
+    ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    owner, i, exists, whole = elements_of(table_ptr, tensors, 5 if AMSGRAD else 4, BLOCK)
+    p_ptr = array(table_ptr, 0, owner, tensors, like_ptr, ALIGNED)
+    g_ptr = array(table_ptr, 1, owner, tensors, like_ptr, ALIGNED)
+    m_ptr = array(table_ptr, 2, owner, tensors, like_ptr, ALIGNED)
+    v_ptr = array(table_ptr, 3, owner, tensors, like_ptr, ALIGNED)
+    largest_ptr = array(table_ptr, 4, owner, tensors, like_ptr, ALIGNED) if AMSGRAD else p_ptr
+    arrays, step = (p_ptr, g_ptr, m_ptr, v_ptr, largest_ptr), (negative_step_size, scale, eps)
+    betas = (beta1, one_minus_beta1, beta2, one_minus_beta2)
+    decays = (weight_decay, negative_lr_weight_decay)
+    flags: tl.constexpr = (MAXIMIZE, DECAY, DECOUPLED, AMSGRAD)
+    if whole:
+        adam_update(arrays, i, None, step, betas, decays, flags)
+    else:
+        adam_update(arrays, i, exists, step, betas, decays, flags)
 
 
 @kernel
@@ -109,11 +141,14 @@ def square_root_kernel(x_ptr):
 # g *= min(max_norm / (norm + 1e-6), 1), always: a NaN norm makes every gradient NaN, as in torch.
 @kernel
 def clip_kernel(g_ptr, table_ptr, tensors, norm_ptr, max_norm: tl.float64, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
-    owner, i, exists = elements_of(table_ptr, tensors, 1, BLOCK)
+    owner, i, exists, whole = elements_of(table_ptr, tensors, 1, BLOCK)
     g_ptr = array(table_ptr, 0, owner, tensors, g_ptr, ALIGNED)
     norm = tl.load(norm_ptr + tl.arange(0, 1))
     factor = n.minimum(1.0, n.div(coefficient(norm, max_norm), norm + coefficient(norm, 1e-6)))
-    store(g_ptr, i, exists, load(g_ptr, i, exists) * factor)
+    if whole:
+        store(g_ptr, i, None, load(g_ptr, i, None) * factor)
+    else:
+        store(g_ptr, i, exists, load(g_ptr, i, exists) * factor)
 
 
 def chunk(tensors):

@@ -47,7 +47,7 @@ def sum_segments_of_tensors_kernel(
     SQUARES: tl.constexpr, ROOT: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     p = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)[:, None]
-    owner, first, count = chunk_of(table_ptr, p, pairs, tensors, 1)
+    owner, first, count = chunk_of(table_ptr, p, pairs, tensors, 1, SUM_SEGMENT)
     x_ptr = array(table_ptr, 0, owner, tensors, x_ptr, False)
     s = sum_segments(x_ptr, first, p < pairs, count, end, 1, SQUARES, PAIRS)
     tl.store(s_ptr + p, n.sqrt(s) if ROOT else s, mask=p < pairs)

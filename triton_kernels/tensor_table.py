@@ -1,8 +1,8 @@
 """Many tensors in one launch: a table of their addresses on the device, and the chunk of elements of each program.
 
 The table is one array of int64: the addresses of the first tensor of every kind (parameters, gradients, ...), of the
-second, and so on; the number of elements of each; then, for every program, whose elements it has and which is its
-first. All kinds have tensors of the same sizes and of one dtype.
+second, and so on; the number of elements of each; then, for every program, whose elements it has and which block of
+them. All kinds have tensors of the same sizes and of one dtype.
 """
 
 import functools
@@ -16,21 +16,22 @@ from .launch import blocks, device_function, launch
 
 
 @device_function
-def chunk_of(table_ptr, program, programs, tensors, KINDS: tl.constexpr):
+def chunk_of(table_ptr, program, programs, tensors, KINDS: tl.constexpr, BLOCK: tl.constexpr):
     """(tensor, the program's first element of it, how many it has)"""
     chunks = table_ptr + (KINDS + 1) * tensors
     owner = tl.load(chunks + program, mask=program < programs, other=0)
-    first = tl.load(chunks + programs + program, mask=program < programs, other=0)
-    return owner, first, tl.load(table_ptr + KINDS * tensors + owner)
+    number = tl.load(chunks + programs + program, mask=program < programs, other=0)
+    return owner, number * BLOCK, tl.load(table_ptr + KINDS * tensors + owner)
 
 
 @device_function
 def array(table_ptr, kind: tl.constexpr, owner, tensors, like_ptr, ALIGNED: tl.constexpr):
-    """Where a tensor of that kind begins."""
-    address = tl.load(table_ptr + kind * tensors + owner)
-    if ALIGNED:
-        address = tl.multiple_of(address, 16)
-    return address.to(tl.pointer_type(like_ptr.dtype.element_ty))
+    """Where a tensor of that kind begins.
+
+    The hint belongs to the pointer itself: that of a call's result would count for all of its results.
+    """
+    pointer = tl.load(table_ptr + kind * tensors + owner).to(tl.pointer_type(like_ptr.dtype.element_ty))
+    return tl.multiple_of(pointer, 16) if ALIGNED else pointer
 
 
 # ---- on the host ----------------------------------------------------------------------------------------------------
@@ -43,15 +44,20 @@ def as_table(addresses, counts, block):
     per_tensor = torch.tensor([max(blocks(count, block), 1) for count in counts])  # nothing too has a sum
     owners = torch.repeat_interleave(torch.arange(len(counts)), per_tensor)
     before = (per_tensor.cumsum(0) - per_tensor)[owners]
-    firsts = (torch.arange(len(owners)) - before) * block
-    return torch.cat([torch.tensor([*addresses, *counts]), owners, firsts]), len(owners)
+    numbers = torch.arange(len(owners)) - before
+    return torch.cat([torch.tensor([*addresses, *counts]), owners, numbers]), len(owners)
 
 
 @functools.lru_cache(maxsize=64)
-def on_device(addresses, counts, block, device):
-    """The table of tensors that mostly are where they were in the step before."""
+def on_device(addresses, counts, block, device, stream):
+    """The table of tensors that mostly are where they were in the step before; a stream knows its own copies."""
     table, programs = as_table(addresses, counts, block)
-    return table.to(device), programs
+    return moved(table, device), programs
+
+
+def moved(table, device):
+    """Without waiting for the device."""
+    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table
 
 
 def table_of(kinds, block):
@@ -62,9 +68,10 @@ def table_of(kinds, block):
     if first.is_cuda and torch.cuda.is_current_stream_capturing():
         table, programs = as_table(addresses, counts, block)
         KEPT.append(table.pin_memory())
-        table = KEPT[-1].to(first.device, non_blocking=True)
+        table = moved(KEPT[-1], first.device)
     else:
-        table, programs = on_device(addresses, counts, block, first.device)
+        stream = torch.cuda.current_stream(first.device).cuda_stream if first.is_cuda else 0
+        table, programs = on_device(addresses, counts, block, first.device, stream)
     return table, programs, all(address % 16 == 0 for address in addresses)
 
 

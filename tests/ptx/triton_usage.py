@@ -76,7 +76,8 @@ def resources(compiled):
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = {key: int(number) for key, number in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
     spilled = max(found["STACK"], found["LOCAL"])
-    return {"registers": found["REG"], "spilled": spilled, "shared": compiled.metadata.shared}
+    wide = compiled.asm["ptx"].count("global.v4.b32")  # loads and stores of 16 bytes
+    return {"registers": found["REG"], "spilled": spilled, "shared": compiled.metadata.shared, "wide": wide}
 
 
 def main(architecture, only):
