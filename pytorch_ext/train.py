@@ -202,6 +202,8 @@ def check_parameters(layers):
             raise NotAChain(f"float32 or float64 parameters, got {where}, {parameter.dtype}")
         if (parameter.dtype, parameter.device) != (first.dtype, first.device):
             raise NotAChain(f"parameters of one dtype on one device, got {where}: {parameter.dtype}")
+        if not parameter.is_contiguous():
+            raise NotAChain(f"contiguous parameters, got {where} of strides {parameter.stride()}")
         if id(parameter) in owners:
             raise NotAChain(f"parameters that belong to one layer, got {where}, which is {owners[id(parameter)]}")
         owners[id(parameter)] = where

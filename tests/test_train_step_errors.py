@@ -55,7 +55,14 @@ def mixed():
     return model
 
 
+def transposed():
+    model = mlp()
+    model[0].weight = nn.Parameter(torch.zeros(6, 5).t())
+    return model
+
+
 MODELS = {
+    "a transposed weight": (transposed, r"contiguous parameters, got 0.weight of strides \(1, 5\)"),
     "a convolution": (lambda: nn.Sequential(nn.Conv1d(6, 6, 1), nn.Linear(6, 3)), r"got 0, a Conv1d"),
     "a residual": (Residual, r"got <built-in function add>"),
     "control flow": (Branching, r"a forward that torch.fx can trace"),

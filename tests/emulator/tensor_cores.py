@@ -30,8 +30,8 @@ extern "C" int product_with_fault_FAULT(const TensorCoreProduct<BFloat16>* p, in
                                         int reversed) {
   hopper::start(late & 1, late & 2, late & 4);
   simt::reversed = reversed;
-  return pytorch_ext::PYTORCH_EXT_ISA::fault_FAULT::tensor_core_product(*p, &cuTensorMapEncodeTiled,
-                                                                        {nullptr, multiprocessors, simt::MOST_SHARED_BYTES});
+  return pytorch_ext::PYTORCH_EXT_ISA::fault_FAULT::tensor_core_product(
+      *p, &cuTensorMapEncodeTiled, {nullptr, multiprocessors, simt::MOST_SHARED_BYTES});
 }
 """
 LATE_BOXES, LATE_PRODUCTS, LATE_STORES = 1, 2, 4

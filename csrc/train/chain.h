@@ -1,0 +1,50 @@
+// The layers of a model, with the parameters that its modules hold.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "../launch/lookups.h"
+#include "layers.h"
+
+namespace pytorch_ext::train {
+
+namespace py = pybind11;
+
+// A parameter of a module, and where the module keeps it.
+struct Slot {
+  py::object module_parameters;  // the dict
+  py::str key;
+  std::string name;  // as in state_dict()
+  py::object object;
+  Weight weight;
+  at::DimVector sizes;
+  bool trains = false;
+};
+
+class Chain {
+ public:
+  // Every layer as chain_of() in pytorch_ext/chain.py describes it.
+  explicit Chain(const py::list& layers);
+
+  // Sees what has changed in the modules since the last call: dropout may have been switched, which makes all layers
+  // anew (true). Raises where a parameter is another object, or no longer what it was.
+  bool refresh();
+
+  const std::vector<std::unique_ptr<Slot>>& slots() const { return slots_; }
+  const std::vector<std::unique_ptr<Layer>>& layers() const { return layers_; }
+  // A tensor of the dtype and on the device of all.
+  const Tensor& like() const { return slots_.front()->weight.value; }
+
+ private:
+  void read_slots(const py::tuple& layer);
+  void make_layers();
+
+  py::list descriptions_;
+  std::vector<std::unique_ptr<Slot>> slots_;
+  std::vector<std::unique_ptr<Layer>> layers_;
+  Lookups lookups_{true};
+};
+
+}  // namespace pytorch_ext::train

@@ -1,0 +1,77 @@
+#include "update.h"
+
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <algorithm>
+
+#include "../launch/optimizers.h"
+
+namespace pytorch_ext::train {
+
+namespace py = pybind11;
+
+Update::Update(py::object optimizer, std::string rule, std::optional<double> max_norm)
+    : optimizer_(std::move(optimizer)), rule_(std::move(rule)), max_norm_(max_norm) {
+  attributes_ = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(optimizer_.ptr(), nullptr));
+  if (!attributes_) throw py::error_already_set();
+}
+
+bool Update::wants(const Tensor& parameter) const {
+  if (max_norm_) return true;
+  for (py::handle group : py::reinterpret_borrow<py::list>(optimizer_.attr("param_groups")))
+    for (py::handle p : py::reinterpret_borrow<py::list>(group["params"]))
+      if (THPVariable_Check(p.ptr()) && THPVariable_Unpack(p.ptr()).is_same(parameter)) return true;
+  return false;
+}
+
+void Update::take(std::vector<const Weight*> weights) {
+  weights_ = std::move(weights);
+  reader_.reset();
+}
+
+void Update::read() {
+  static PyObject* const param_groups = PyUnicode_InternFromString("param_groups");
+  static PyObject* const state = PyUnicode_InternFromString("state");
+  groups_.clear();
+  auto reader = std::make_unique<GroupReader>(GroupReader{nullptr, Lookups(true)});
+  reader->obeys_hints = false;
+  reader->gradient_of = [this](const Tensor& p) {
+    for (const Weight* weight : weights_)
+      if (weight->value.is_same(p)) return weight->gradient;
+    return Tensor();
+  };
+  PyObject* groups = reader->lookups.find(attributes_.ptr(), param_groups);
+  reader->states = reader->lookups.find(attributes_.ptr(), state);
+  TORCH_CHECK(groups && PyList_Check(groups) && reader->states, "TrainStep: expected an optimiser with param_groups");
+  reader->lookups.items(groups);
+  for (py::handle group : py::reinterpret_borrow<py::list>(groups)) {
+    std::unique_ptr<OptimizerGroup> read;
+    if (rule_ == "sgd")
+      read = std::make_unique<SgdGroup>();
+    else
+      read = std::make_unique<AdamGroup>();
+    TORCH_CHECK(read->read(group.ptr(), *reader),
+                "TrainStep: expected options and state that the optimiser's kernels take (numbers, no capturable, no "
+                "differentiable, state as the parameters), got others");
+    groups_.push_back(std::move(read));
+  }
+  reader_ = std::move(reader);
+}
+
+void Update::run(bool releases_gil) {
+  const bool as_before = reader_ && reader_->lookups.unchanged() &&
+                         std::all_of(groups_.begin(), groups_.end(), [](auto& group) { return group->fits(); });
+  if (!as_before) {
+    reader_.reset();
+    read();
+  }
+  WithoutGil no_gil(releases_gil);
+  if (max_norm_ && !weights_.empty()) {
+    std::vector<Tensor> gradients;
+    for (const Weight* weight : weights_) gradients.push_back(weight->gradient);
+    clip_gradients(gradients, *max_norm_, /*error_if_nonfinite=*/false);
+  }
+  for (const auto& group : groups_) group->step();
+}
+
+}  // namespace pytorch_ext::train
