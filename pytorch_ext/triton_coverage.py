@@ -1,16 +1,11 @@
 """What the Triton path covers: ordinary tensors where kernels can run, and what autocast makes of them."""
 
 import torch
-from torch._subclasses import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
 
-from .ops.paths import KERNEL_DTYPES
+from .ops.paths import KERNEL_DTYPES, TRACED
 from .triton_path import PLAIN, kernels
 
 _KEYS = ("CPU", "CUDA", "ADInplaceOrView", "AutogradCPU", "AutogradCUDA", "AutocastCPU", "AutocastCUDA")
-
-
-TRACED = (FakeTensor, FunctionalTensor)  # what torch.compile and torch.export trace with
 
 
 def _key_set(names):

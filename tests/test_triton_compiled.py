@@ -198,7 +198,7 @@ def test_the_schemas_are_the_native_library_s():
     ours, native_ones = (
         {str(s).partition("::")[2] for s in own_schemas(name)} for name in ("pytorch_ext_triton", "pytorch_ext")
     )
-    assert ours == native_ones
+    assert ours and ours <= native_ones  # the native library has more, which only its backward passes call
 
 
 @needs_native
