@@ -10,7 +10,7 @@ from . import native, nn
 from .chain import NotAChain, chain_of
 from .ops.losses import REDUCTIONS
 from .ops.paths import choice
-from .optim import SGD, Adam, AdamW, clip_grad_norm_, is_observed
+from .optim import SGD, Adam, AdamW, clip_grad_norm_
 
 __all__ = ["TrainStep"]
 
@@ -69,11 +69,8 @@ class TrainStep:
 
     def __call__(self, input, target):
         """The loss of this batch, a 0-dim tensor without history; the parameters are updated."""
-        if is_observed(self.optimizer):
-            return self._observed(input, target)
         loss = self._run(input, target)
-        self.optimizer._opt_called = True  # what schedulers look for
-        return loss
+        return self._observed(input, target) if loss is None else loss
 
     def _observed(self, input, target):
         """A step that hooks or the profiler see: they come between the gradients and the update."""
@@ -81,7 +78,6 @@ class TrainStep:
         loss = self._native.gradients(input, target)
         if updates:
             _hooked_update(self.optimizer, self._native)
-            self.optimizer._opt_called = True
         return loss
 
     def run(self, loader, epochs=1, *, progress=False):
@@ -109,7 +105,7 @@ class TrainStep:
 
     def _losses(self, loader):
         """The losses of an epoch, some batches at a time."""
-        if self.reason is not None or not is_in_memory(loader) or is_observed(self.optimizer):
+        if self.reason is not None or not is_in_memory(loader) or self._native.is_observed():
             batches = iter(loader)
             while some := list(itertools.islice(batches, BATCHES_PER_CALL)):
                 yield torch.stack([self(input, target) for input, target in some])
@@ -119,7 +115,6 @@ class TrainStep:
         while some := list(itertools.islice(indices, BATCHES_PER_CALL)):
             rows = torch.tensor(list(itertools.chain.from_iterable(some)))
             yield self._native.run(inputs, targets, rows, [len(batch) for batch in some])
-            self.optimizer._opt_called = True
 
 
 def length(loader):

@@ -1,5 +1,6 @@
 """Fixtures of the whole suite: the paths that exist here, instruction sets, threads, a fixed seed."""
 
+import collections
 import contextlib
 import functools
 import os
@@ -114,16 +115,37 @@ def fixed_seed():
     torch.manual_seed(20240611)
 
 
+def kernel_launches():
+    """{where: {kernel: launches}} of the CUDA kernels that this process has run without a GPU."""
+    machines, compiled = (sys.modules.get(name) for name in ("emulator.machines", "ptx.compiled"))
+    found = {}
+    if getattr(machines, "runners", None):
+        found["emulated"] = machines.launches_of(machines.runners[0])  # they share one count
+    for (architecture, dtype), launches in getattr(compiled, "LAUNCHES", {}).items():
+        found[f"PTX of {architecture} interpreted, {dtype}"] = launches
+    return {where: dict(launches) for where, launches in found.items() if launches}
+
+
+LAUNCHES_OF_WORKERS = []  # those of pytest-xdist
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["kernel_launches"] = kernel_launches()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    LAUNCHES_OF_WORKERS.append(getattr(node, "workeroutput", {}).get("kernel_launches", {}))
+
+
 def pytest_terminal_summary(terminalreporter):
     """How many CUDA kernels ran in the emulator and in the PTX interpreter, and how often."""
-    machines, compiled = (sys.modules.get(name) for name in ("emulator.machines", "ptx.compiled"))
-    counts = {}
-    if getattr(machines, "runners", None):
-        counts["emulated"] = machines.launches_of(machines.runners[0])  # they share one count
-    for (architecture, dtype), launches in getattr(compiled, "LAUNCHES", {}).items():
-        counts[f"PTX of {architecture} interpreted, {dtype}"] = launches
-    if any(counts.values()):
+    total = {}
+    for found in [kernel_launches(), *LAUNCHES_OF_WORKERS]:
+        for where, launches in found.items():
+            total.setdefault(where, collections.Counter()).update(launches)
+    if total:
         terminalreporter.section("CUDA kernels without a GPU")
-    for what, launches in counts.items():
-        if launches:
-            terminalreporter.write_line(f"{what}: {len(launches)} kernels, {launches.total()} launches")
+    for where, launches in total.items():
+        terminalreporter.write_line(f"{where}: {len(launches)} kernels, {launches.total()} launches")

@@ -6,9 +6,11 @@ from accuracy import assert_same_bits
 from conftest import needs_cuda, needs_native
 from emulator import machines
 from emulator.native import emulated
-from test_cuda_emulated import compiled_runner, one_thread  # noqa: F401
+from test_cuda_emulated import compiled_runner
 
 import pytorch_ext.functional as F
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 GRADS = [(1.0, 1.0), (1.0, 0.7), (0.7, 1.0), (0.7, -3.0)]
 

@@ -64,7 +64,7 @@ ClassOperands class_operands(const char* op, const Tensor& input, const Tensor& 
     TORCH_CHECK(is_index_dtype(input, target) && has_index_per_row(input, target), op,
                 ": expected one class index (int64) per row of input ", input.sizes(), ", got target ", target.sizes(),
                 " of ", target.scalar_type());
-    o.target = target.to(at::kLong).contiguous();
+    o.target = (target.scalar_type() == at::kLong ? target : target.to(at::kLong)).contiguous();
     // On a device the kernels look at the indices themselves, as nothing here may wait for it.
     o.counted_rows = !input.is_cpu() ? 0
                                      : count_rows(op, o.target.const_data_ptr<int64_t>(), o.outer * o.inner, o.classes,

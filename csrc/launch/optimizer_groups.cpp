@@ -155,7 +155,8 @@ void for_each_dtype(const std::vector<Parameter>& found, Describe&& describe, Ru
 }  // namespace
 
 bool OptimizerGroup::fits(const Tensor& state, const Parameter& p) const {
-  return !state.defined() || (matches(state, p.value) && lies_like(state, p.value));
+  return !state.defined() || (state.numel() == p.value.numel() && state.scalar_type() == p.value.scalar_type() &&
+                              state.device() == p.value.device() && lies_like(state, p.value));
 }
 
 bool SgdGroup::read(PyObject* group, GroupReader& reader) {

@@ -1,6 +1,7 @@
 // TrainStep: forward, loss, backward and update of a chain of layers in one call from Python.
 #include "train_step.h"
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/index_select.h>
@@ -53,8 +54,10 @@ class TrainStep {
     Turn turn(*this);
     apply();
   }
+  // Both at once; None, having done nothing, where somebody wants to see the update.
   py::object call(const py::handle& input, const py::handle& target) {
     Turn turn(*this);
+    if (update_.is_observed()) return py::none();
     Tensor loss = compute(checked("input", input), checked("target", target));
     apply();
     return py::cast(std::move(loss));
@@ -73,6 +76,7 @@ class TrainStep {
     }
     return losses;
   }
+  bool is_observed() const { return update_.is_observed(); }
   // Whether the next batch's gradients complete a step.
   bool updates_next() const { return batches_ + 1 >= accumulate_; }
 
@@ -96,6 +100,7 @@ class TrainStep {
   void plan(at::IntArrayRef sizes);
   Tensor compute(const Tensor& input, const Tensor& target);
   void forward_and_backward(const Tensor& input, const Tensor& target, const Tensor& loss);
+  Tensor empty_number() const;
   void accumulate();
   void apply();
 
@@ -178,13 +183,19 @@ Tensor TrainStep::compute(const Tensor& input, const Tensor& target) {
               "TrainStep: expected float32 products of full precision, got autocast, TF32 or bfloat16 products");
   if (!is_planned_ || planned_ != input.sizes() || !trains_as_before()) plan(input.sizes());
   loss_->read(prediction_, target);
-  Tensor loss = at::empty({}, prediction_.options());
+  Tensor loss = empty_number();
   {
     WithoutGil no_gil(is_long_);
     forward_and_backward(input.is_contiguous() ? input : input.contiguous(), target, loss);
   }
   batches_++;
   return loss;
+}
+
+// For the loss; on the CPU without the dispatcher, which takes as long as a small layer.
+Tensor TrainStep::empty_number() const {
+  const Tensor& like = chain_.like();
+  return like.is_cpu() ? Tensor(at::detail::empty_cpu({}, like.scalar_type())) : empty({}, like);
 }
 
 void TrainStep::forward_and_backward(const Tensor& input, const Tensor& target, const Tensor& loss) {
@@ -219,6 +230,7 @@ void TrainStep::apply() {
   if (batches_ < accumulate_) return;
   batches_ = 0;
   update_.run(is_long_);
+  update_.tell_schedulers();
 }
 
 }  // namespace
@@ -231,6 +243,7 @@ void define_train_step(py::module_& m) {
       .def("gradients", &TrainStep::gradients)
       .def("update", &TrainStep::update)
       .def("run", &TrainStep::run)
+      .def("is_observed", &TrainStep::is_observed)
       .def("updates_next", &TrainStep::updates_next);
 }
 

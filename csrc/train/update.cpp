@@ -1,5 +1,6 @@
 #include "update.h"
 
+#include <torch/csrc/autograd/profiler.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <algorithm>
@@ -14,6 +15,29 @@ Update::Update(py::object optimizer, std::string rule, std::optional<double> max
     : optimizer_(std::move(optimizer)), rule_(std::move(rule)), max_norm_(max_norm) {
   attributes_ = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(optimizer_.ptr(), nullptr));
   if (!attributes_) throw py::error_already_set();
+}
+
+namespace {
+
+// Kept for good: nothing may be let go of after Python has ended.
+PyObject* global_optimizer_hooks(const char* name) {
+  return py::object(py::module_::import("torch.optim.optimizer").attr(name)).release().ptr();
+}
+
+}  // namespace
+
+bool Update::is_observed() const {
+  static PyObject* const hooks[] = {PyUnicode_InternFromString("_optimizer_step_pre_hooks"),
+                                    PyUnicode_InternFromString("_optimizer_step_post_hooks")};
+  static PyObject* const global_hooks[] = {global_optimizer_hooks("_global_optimizer_pre_hooks"),
+                                           global_optimizer_hooks("_global_optimizer_post_hooks")};
+  for (PyObject* name : hooks) {
+    PyObject* found = PyDict_GetItemWithError(attributes_.ptr(), name);
+    if (!found || PyDict_GET_SIZE(found)) return true;
+  }
+  for (PyObject* found : global_hooks)
+    if (PyDict_GET_SIZE(found)) return true;
+  return torch::autograd::profiler::profilerEnabled();
 }
 
 bool Update::wants(const Tensor& parameter) const {
@@ -72,6 +96,11 @@ void Update::run(bool releases_gil) {
     clip_gradients(gradients, *max_norm_, /*error_if_nonfinite=*/false);
   }
   for (const auto& group : groups_) group->step();
+}
+
+void Update::tell_schedulers() {
+  static PyObject* const name = PyUnicode_InternFromString("_opt_called");
+  if (PyDict_SetItem(attributes_.ptr(), name, Py_True)) throw py::error_already_set();
 }
 
 }  // namespace pytorch_ext::train

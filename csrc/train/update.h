@@ -26,6 +26,10 @@ class Update {
   // `rule` is "sgd" or "adam". The gradients' norm is clipped to `max_norm` where that is given.
   Update(pybind11::object optimizer, std::string rule, std::optional<double> max_norm);
 
+  // Whether a hook or the profiler wants to see the steps.
+  bool is_observed() const;
+  // Schedulers look whether there was a step.
+  void tell_schedulers();
   // Whether the gradient of a parameter is of use: it is updated, or counts for the norm.
   bool wants(const Tensor& parameter) const;
   // The parameters whose gradients there will be; `weights` outlives this.
