@@ -1,5 +1,8 @@
 """linear: forward, gradients, second derivatives, on every path, instruction set and thread count."""
 
+import contextlib
+from pathlib import Path
+
 import pytest
 import torch
 from accuracy import DTYPES, PRODUCT_TERMS, assert_accurate, assert_all_same_bits, assert_same_bits
@@ -11,7 +14,7 @@ from spec import linear as spec
 import pytorch_ext.nn as nn
 from pytorch_ext import native
 from pytorch_ext.backends import choice
-from pytorch_ext.functional import linear
+from pytorch_ext.functional import linear, matmul
 from pytorch_ext.ops.linear import ACTIVATIONS
 
 SHAPES = [
@@ -259,3 +262,22 @@ def test_module_shares_state_with_the_stock_module(path):
     torch.testing.assert_close(module(x), torch.relu(stock_module(x)))
     assert "activation='relu'" in repr(module)
     assert nn.Linear(4, 3, bias=False).bias is None
+
+
+def has_bfloat16_instructions():
+    with contextlib.suppress(OSError):
+        return "avx512_bf16" in Path("/proc/cpuinfo").read_text()
+    return False
+
+
+@needs_native
+@pytest.mark.skipif(not has_bfloat16_instructions(), reason="torch's bfloat16 products have no instructions here")
+@pytest.mark.parametrize("function", [linear, lambda x, w: matmul(x, w.t())], ids=["linear", "matmul"])
+def test_large_bfloat16_products_are_the_stock_operator_s(function):
+    x, w, g = (torch.randn(shape, dtype=torch.bfloat16) for shape in ((64, 512), (256, 512), (64, 256)))
+    leaves = [t.requires_grad_() for t in (x, w)]
+    ours = function(x, w)
+    theirs = torch.nn.functional.linear(x, w)
+    assert_same_bits(ours.detach(), theirs.detach())
+    for a, b in zip(torch.autograd.grad(ours, leaves, g), torch.autograd.grad(theirs, leaves, g), strict=True):
+        assert_same_bits(a, b)

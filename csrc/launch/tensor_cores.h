@@ -5,6 +5,7 @@
 #include "../cuda/tensor_cores.h"
 #include "covers.h"
 #include "kernel.h"
+#include "stock_products.h"
 
 namespace pytorch_ext {
 
@@ -14,7 +15,7 @@ bool serves_tensor_cores(const Tensor& on);
 // Whether run_product() takes the product; an output that is not there yet counts as one that fits.
 template <class S>
 bool covers_product(const Tensor& on, [[maybe_unused]] const TensorCoreProduct<S>& p) {
-  if (!on.is_cuda()) return true;
+  if (!on.is_cuda()) return !stock_product_is_faster(on.scalar_type(), p.batch * p.M * p.N * p.K);
 #if defined(PYTORCH_EXT_CUDA)
   if constexpr (sizeof(S) == 2) return serves_tensor_cores(on) && cuda::covers(p);
 #endif
