@@ -181,7 +181,7 @@ Tensor TrainStep::compute(const Tensor& input, const Tensor& target) {
   check_same("TrainStep", "input", input, chain_.like());
   TORCH_CHECK(!at::autocast::is_autocast_enabled(input.device().type()) && products_are_ieee(input),
               "TrainStep: expected float32 products of full precision, got autocast, TF32 or bfloat16 products");
-  if (!is_planned_ || planned_ != input.sizes() || !trains_as_before()) plan(input.sizes());
+  if (!is_planned_ || at::IntArrayRef(planned_) != input.sizes() || !trains_as_before()) plan(input.sizes());
   loss_->read(prediction_, target);
   Tensor loss = empty_number();
   {
