@@ -22,6 +22,11 @@ bool any_requires_grad(const T&... tensors) {
   return at::GradMode::is_enabled() && (requires_grad(tensors) || ...);
 }
 
+// What a backward pass asks of a factor whose cofactor has no gradient: its sizes. Its numbers may be changed in place.
+inline at::Tensor to_save(const at::Tensor& factor, const at::Tensor& cofactor) {
+  return cofactor.requires_grad() ? factor : factor.variable_data();
+}
+
 // Vector-Jacobian product of compose(inputs) with `grads`; undefined inputs stay undefined, undefined grads are zero.
 // The inputs are aliased, so that one of them being computed from another does not add to its gradient.
 template <class Compose>

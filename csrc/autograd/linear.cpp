@@ -61,8 +61,10 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     const Activation kind = activation_named("linear", activation);
     const bool saves_output = kind != Activation::none && !saved.defined();
     // The bias is needed only to form z or y again, differentiably, for a second derivative.
-    ctx->save_for_backward(
-        {input, weight, saves_output ? output : saved, saved.defined() ? or_undefined(bias) : Tensor()});
+    const bool forms_it_again = saved.defined();
+    ctx->save_for_backward({forms_it_again ? input : to_save(input, weight),
+                            forms_it_again ? weight : to_save(weight, input), saves_output ? output : saved,
+                            forms_it_again ? or_undefined(bias) : Tensor()});
     ctx->saved_data["activation"] = std::string(activation);
     ctx->saved_data["has_bias"] = bias.has_value();
     return output;

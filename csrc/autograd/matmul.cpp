@@ -50,7 +50,7 @@ class MatmulFunction : public torch::autograd::Function<MatmulFunction> {
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& other) {
     at::AutoDispatchBelowADInplaceOrView below;
-    ctx->save_for_backward({input, other});
+    ctx->save_for_backward({to_save(input, other), to_save(other, input)});
     return ops::matmul_forward(input, other);
   }
 
