@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from . import native, nn
 from .chain import NotAChain, chain_of
+from .ops.checks import expect
 from .ops.losses import REDUCTIONS
 from .ops.paths import choice
 from .optim import SGD, Adam, AdamW, clip_grad_norm_
@@ -49,12 +50,11 @@ class TrainStep:
     """
 
     def __init__(self, model, loss_function, optimizer, *, max_norm=None, accumulate=1, fallback=False):
-        if not isinstance(model, torch.nn.Module):
-            raise TypeError(f"TrainStep: expected model to be a Module, got {type(model).__name__}")
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"TrainStep: expected optimizer to be an Optimizer, got {type(optimizer).__name__}")
-        if type(accumulate) is not int or accumulate < 1:
-            raise ValueError(f"TrainStep: expected accumulate to be a positive integer, got {accumulate!r}")
+        got = type(model).__name__, type(optimizer).__name__
+        expect(isinstance(model, torch.nn.Module), "TrainStep", "model to be a Module", got[0], TypeError)
+        expect(isinstance(optimizer, Optimizer), "TrainStep", "optimizer to be an Optimizer", got[1], TypeError)
+        whole = type(accumulate) is int and accumulate >= 1
+        expect(whole, "TrainStep", "accumulate to be a positive integer", repr(accumulate), ValueError)
         self.model, self.loss_function, self.optimizer = model, loss_function, optimizer
         self.max_norm, self.accumulate = max_norm, accumulate
         self.reason = None  # why the loop runs instead of the native step
@@ -98,8 +98,7 @@ class TrainStep:
                     count += len(losses)
                     bar.update(len(losses))
                     bar.set_postfix_str(f"loss {total / count:.4f}", refresh=False)
-            if not count:
-                raise ValueError("TrainStep: expected a loader with batches, got none")
+            expect(count, "TrainStep", "a loader with batches", "none", ValueError)
             means.append(total / count)
         return means
 
@@ -126,11 +125,7 @@ def is_in_memory(loader):
     if type(loader) is not DataLoader or type(loader.dataset) is not TensorDataset or loader.num_workers:
         return False
     plain = loader.collate_fn is default_collate and loader.batch_sampler is not None and not loader.pin_memory
-    return plain and len(loader.dataset.tensors) == 2 and hasattr(iter_class(), "_next_data")
-
-
-def iter_class():
-    return torch.utils.data.dataloader._SingleProcessDataLoaderIter
+    return plain and len(loader.dataset.tensors) == 2
 
 
 @Optimizer.profile_hook_step

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from .ops.activation import ACTIVATIONS
 from .ops.dropout import DropoutFunction
-from .ops.losses import REDUCTIONS
+from .ops.losses import as_kernels_are_called
 from .ops.paths import FAKES
 from .triton_path import kernels, launcher, namespace
 
@@ -50,24 +50,12 @@ nll_loss_forward(Tensor input, Tensor target, Tensor? weight, int reduction, int
 nll_loss_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index) -> Tensor
 """  # noqa: E501
 
-NAMES = {code: name for name, code in REDUCTIONS.items()}
-
 # The stock composition of what the namespace does not cover.
 STOCK = {
     "linear": lambda x, w, b, activation: ACTIVATIONS[activation](F.linear(x, w, b)),
     "matmul": torch.matmul,
-    "softmax": lambda x, dim, dtype=None: F.softmax(x, dim, dtype=dtype),
-    "log_softmax": lambda x, dim, dtype=None: F.log_softmax(x, dim, dtype=dtype),
     "activation": lambda x, kind: ACTIVATIONS[kind](x),
-    "mse_loss": lambda x, y, w, code: F.mse_loss(x, y, reduction=NAMES[code], weight=w),
-    "binary_cross_entropy": lambda x, y, w, code: F.binary_cross_entropy(x, y, w, reduction=NAMES[code]),
-    "binary_cross_entropy_with_logits": lambda x, y, w, p, code: F.binary_cross_entropy_with_logits(
-        x, y, w, reduction=NAMES[code], pos_weight=p
-    ),
-    "cross_entropy": lambda x, y, w, code, ignored, eps: F.cross_entropy(
-        x, y, w, ignore_index=ignored, reduction=NAMES[code], label_smoothing=eps
-    ),
-    "nll_loss": lambda x, y, w, code, ignored: F.nll_loss(x, y, w, ignore_index=ignored, reduction=NAMES[code]),
+    **as_kernels_are_called(F),
 }
 
 

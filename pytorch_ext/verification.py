@@ -16,25 +16,12 @@ from .ops.checks import expect
 from .recording import arguments_of, recorded
 from .report import Report
 
-REDUCTIONS = {code: name for name, code in losses.REDUCTIONS.items()}
 # The public function behind a kernel's call.
 FUNCTIONS = {
     "linear": lambda x, w, b, kind: functional.linear(x, w, b, activation=kind),
     "matmul": functional.matmul,
-    "softmax": lambda x, dim, dtype: functional.softmax(x, dim, dtype=dtype),
-    "log_softmax": lambda x, dim, dtype: functional.log_softmax(x, dim, dtype=dtype),
     "activation": lambda x, kind: activation(kind, kind, x),
-    "mse_loss": lambda x, y, w, code: functional.mse_loss(x, y, reduction=REDUCTIONS[code], weight=w),
-    "binary_cross_entropy": lambda x, y, w, code: functional.binary_cross_entropy(x, y, w, reduction=REDUCTIONS[code]),
-    "binary_cross_entropy_with_logits": lambda x, y, w, p, code: functional.binary_cross_entropy_with_logits(
-        x, y, w, reduction=REDUCTIONS[code], pos_weight=p
-    ),
-    "cross_entropy": lambda x, y, w, code, ignored, smoothing: functional.cross_entropy(
-        x, y, w, ignore_index=ignored, reduction=REDUCTIONS[code], label_smoothing=smoothing
-    ),
-    "nll_loss": lambda x, y, w, code, ignored: functional.nll_loss(
-        x, y, w, ignore_index=ignored, reduction=REDUCTIONS[code]
-    ),
+    **losses.as_kernels_are_called(functional),
 }
 FUNCTIONS["mse_loss_broadcast"] = FUNCTIONS["mse_loss"]
 ARGUMENTS = {"linear": ("input", "weight", "bias"), "matmul": ("input", "other")}

@@ -102,6 +102,20 @@ def each_cpu(request):
 
 
 @pytest.fixture
+def launched(monkeypatch):
+    """How often each of Triton's kernels was launched."""
+    launch, counts = triton_path.kernels.launch, collections.Counter()
+    run = launch.run
+
+    def count(kernel, *arguments):
+        counts[kernel.__name__] += 1
+        return run(kernel, *arguments)
+
+    monkeypatch.setattr(launch, "run", count)
+    return counts
+
+
+@pytest.fixture
 def one_thread():
     """On a busy machine every parallel region may stall for milliseconds."""
     before = torch.get_num_threads()

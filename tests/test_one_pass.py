@@ -80,6 +80,17 @@ def test_the_kernels_of_a_device_write_over_what_the_forward_pass_left(name):
     assert (machines.launches_of(runner) - before).total() >= 2
 
 
+def assert_replays_follow(grad, graph, found, loss, leaves):
+    """Every replay finds the gradients for the number in ``grad``, whatever became of the last replay's."""
+    for number in (1.0, 0.7, 1.0):
+        grad.fill_(number)
+        graph.replay()
+        torch.cuda.synchronize()
+        for ours, expected in zip(found, computed_anew(loss, leaves, number), strict=True):
+            assert_same_bits(ours, expected.detach())
+            ours.fill_(5)
+
+
 @needs_cuda
 @pytest.mark.parametrize("name", NAMES)
 def test_a_backward_pass_is_recorded_alone_and_replayed_with_other_gradients(name):
@@ -94,13 +105,7 @@ def test_a_backward_pass_is_recorded_alone_and_replayed_with_other_gradients(nam
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
             found = torch.autograd.grad(value, leaves, grad, retain_graph=True)
-    for number in (1.0, 0.7, 1.0):
-        grad.fill_(number)
-        graph.replay()
-        torch.cuda.synchronize()
-        for ours, expected in zip(found, computed_anew(loss, leaves, number), strict=True):
-            assert_same_bits(ours, expected.detach())
-            ours.fill_(5)
+    assert_replays_follow(grad, graph, found, loss, leaves)
 
 
 @needs_cuda
@@ -115,13 +120,7 @@ def test_forward_and_backward_pass_are_recorded_together(name):
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
             found = torch.autograd.grad(loss(*leaves), leaves, grad)
-    for number in (1.0, 0.7, 1.0):
-        grad.fill_(number)
-        graph.replay()
-        torch.cuda.synchronize()
-        for ours, expected in zip(found, computed_anew(loss, leaves, number), strict=True):
-            assert_same_bits(ours, expected.detach())
-            ours.fill_(5)
+    assert_replays_follow(grad, graph, found, loss, leaves)
 
 
 @needs_native

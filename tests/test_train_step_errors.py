@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -232,30 +233,9 @@ def test_autocast_is_refused():
         step(torch.ones(3, 6), LABELS)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_numbers_that_are_none_spread_as_in_the_loop(bad):
-    models = [pytorch_ext.nn.Sequential(pytorch_ext.nn.Linear(6, 5, activation="relu"), pytorch_ext.nn.Linear(5, 3))]
-    models.append(copy.deepcopy(models[0]))
-    optimizers = [pytorch_ext.optim.Adam(m.parameters()) for m in models]
-    x = torch.randn(3, 6)
-    x[1, 2] = bad
-    loss = pytorch_ext.nn.CrossEntropyLoss()
-    step = TrainStep(models[0], loss, optimizers[0])
-    ours = step(x, LABELS)
-    theirs = loss(models[1](x), LABELS)
-    theirs.backward()
-    optimizers[1].step()
-    assert_same_bits(ours, theirs.detach(), "loss")
-    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
-        assert_same_bits(a.detach(), b.detach(), "parameter")
-
-
-def test_an_empty_batch_does_as_the_loop():
-    models = [pytorch_ext.nn.Sequential(pytorch_ext.nn.Linear(6, 3))]
-    models.append(copy.deepcopy(models[0]))
-    optimizers = [pytorch_ext.optim.SGD(m.parameters(), lr=0.1) for m in models]
-    x, y = torch.zeros(0, 6), torch.zeros(0, 3)
-    loss = pytorch_ext.nn.MSELoss(reduction="sum")
+def assert_a_step_does_as_the_loop(model, make_optimizer, loss, x, y):
+    models = [model, copy.deepcopy(model)]
+    optimizers = [make_optimizer(m.parameters()) for m in models]
     ours = TrainStep(models[0], loss, optimizers[0])(x, y)
     theirs = loss(models[1](x), y)
     theirs.backward()
@@ -263,6 +243,23 @@ def test_an_empty_batch_does_as_the_loop():
     assert_same_bits(ours, theirs.detach(), "loss")
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert_same_bits(a.detach(), b.detach(), "parameter")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_numbers_that_are_none_spread_as_in_the_loop(bad):
+    ns = pytorch_ext.nn
+    model = ns.Sequential(ns.Linear(6, 5, activation="relu"), ns.Linear(5, 3))
+    x = torch.randn(3, 6)
+    x[1, 2] = bad
+    assert_a_step_does_as_the_loop(model, pytorch_ext.optim.Adam, ns.CrossEntropyLoss(), x, LABELS)
+
+
+def test_an_empty_batch_does_as_the_loop():
+    ns = pytorch_ext.nn
+    x, y = torch.zeros(0, 6), torch.zeros(0, 3)
+    assert_a_step_does_as_the_loop(
+        ns.Sequential(ns.Linear(6, 3)), partial(pytorch_ext.optim.SGD, lr=0.1), ns.MSELoss(reduction="sum"), x, y
+    )
 
 
 def test_strided_inputs_have_the_bits_of_contiguous_ones():

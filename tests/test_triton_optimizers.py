@@ -1,31 +1,15 @@
 """Optimisers on the Triton path: one launch for all parameters, whatever their sizes and dtypes, and the CPU's bits."""
 
-import collections
-
 import pytest
 import torch
 from accuracy import assert_same_bits
 from conftest import needs_interpreter, needs_native
 
 import pytorch_ext
-from pytorch_ext import optim, triton_path
+from pytorch_ext import optim
 
 pytestmark = [needs_native, needs_interpreter]
 SHAPES = [(3, 4), (), (70000,), (0,), (1,), (5,)]
-
-
-@pytest.fixture
-def launched(monkeypatch):
-    """How often each kernel was launched."""
-    launch, counts = triton_path.kernels.launch, collections.Counter()
-    run = launch.run
-
-    def count(kernel, *arguments):
-        counts[kernel.__name__] += 1
-        return run(kernel, *arguments)
-
-    monkeypatch.setattr(launch, "run", count)
-    return counts
 
 
 def parameters(*dtypes, shapes=SHAPES):

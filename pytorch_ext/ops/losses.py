@@ -14,6 +14,27 @@ from .paths import register_fake, traceable
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # at::Reduction's numbers
 
 
+REDUCTION_NAMES = {code: name for name, code in REDUCTIONS.items()}
+
+
+def as_kernels_are_called(functions):
+    """Rows and losses of a namespace like ``torch.nn.functional``, with the arguments of the kernels' namespaces."""
+    f, names = functions, REDUCTION_NAMES
+    return {
+        "softmax": lambda x, dim, dtype=None: f.softmax(x, dim, dtype=dtype),
+        "log_softmax": lambda x, dim, dtype=None: f.log_softmax(x, dim, dtype=dtype),
+        "mse_loss": lambda x, y, w, code: f.mse_loss(x, y, reduction=names[code], weight=w),
+        "binary_cross_entropy": lambda x, y, w, code: f.binary_cross_entropy(x, y, w, reduction=names[code]),
+        "binary_cross_entropy_with_logits": lambda x, y, w, p, code: f.binary_cross_entropy_with_logits(
+            x, y, w, reduction=names[code], pos_weight=p
+        ),
+        "cross_entropy": lambda x, y, w, code, ignored, smoothing: f.cross_entropy(
+            x, y, w, ignore_index=ignored, reduction=names[code], label_smoothing=smoothing
+        ),
+        "nll_loss": lambda x, y, w, code, ignored: f.nll_loss(x, y, w, ignore_index=ignored, reduction=names[code]),
+    }
+
+
 def reduction_code(reduction):
     """The number of a reduction's name, None where it is no such name."""
     return REDUCTIONS.get(reduction) if type(reduction) is str else None
