@@ -65,11 +65,7 @@ def is_size(node):
     """Whether the node asks for a tensor's shape, which reshapes are written with."""
     if node.op == "call_method":
         return node.target == "size"
-    return node.op == "call_function" and node.target in (getattr, operator.getitem) and not is_tensor(node)
-
-
-def is_tensor(node):
-    return node.target is operator.getitem and not is_size(node.args[0])
+    return is_size(node.args[0]) if node.target is operator.getitem else node.target is getattr
 
 
 def layer_of(node, current, modules):
