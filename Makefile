@@ -24,8 +24,9 @@ CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '
 
 .PHONY: test demo bench gpu lint format build clean
 
+# In as many processes as there are cores, four at most, where pytest-xdist is installed; ARGS="-n 0" in one.
 test: $(BUILT)
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest $$($(PY) -c "import xdist" 2>/dev/null && echo "-n auto --maxprocesses 4") $(ARGS)
 
 demo: $(BUILT)
 	$(PY) examples/demo.py $(ARGS)

@@ -8,7 +8,7 @@ launches, and a product and a sum would become one fma.
 import torch
 import torch.nn.functional as F
 
-from .ops.activation import ACTIVATIONS
+from .ops.activation import stock_activation
 from .ops.dropout import DropoutFunction
 from .ops.losses import as_kernels_are_called
 from .ops.paths import FAKES
@@ -52,9 +52,9 @@ nll_loss_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, int 
 
 # The stock composition of what the namespace does not cover.
 STOCK = {
-    "linear": lambda x, w, b, activation: ACTIVATIONS[activation](F.linear(x, w, b)),
+    "linear": lambda x, w, b, activation: stock_activation("linear", activation)(F.linear(x, w, b)),
     "matmul": torch.matmul,
-    "activation": lambda x, kind: ACTIVATIONS[kind](x),
+    "activation": lambda x, kind: stock_activation("activation", kind)(x),
     **as_kernels_are_called(F),
 }
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import pytorch_ext
-from pytorch_ext import native, triton_path
+from pytorch_ext import backends, native, triton_path
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # counts when Triton is imported, which pytorch_ext leaves for later
@@ -41,6 +41,11 @@ def path(request, monkeypatch):
     device = torch.device("cuda" if kind == "cuda" else "cpu")
     with pytorch_ext.backend(backend), tensors_on(device):
         yield device
+
+
+def operators():
+    """The registered operators of the path under test."""
+    return torch.ops.pytorch_ext_triton if backends.choice.name == "triton" else torch.ops.pytorch_ext
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import DTYPES, assert_accurate, assert_all_same_bits, assert_same_bits
-from conftest import needs_native
+from conftest import needs_native, operators
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spec import activations as spec
@@ -147,7 +147,7 @@ def test_integers_take_the_stock_operator(path):
 @each_name
 def test_registered_operator_and_compilation(path, name):
     x = make(3, 4)
-    torch.library.opcheck(torch.ops.pytorch_ext.activation, (x, name))
+    torch.library.opcheck(operators().activation, (x, name))
     compiled = torch.compile(function(ours, name), fullgraph=True, backend="aot_eager")
     y, y_compiled = function(ours, name)(x), compiled(x)
     assert_same_bits(y, y_compiled)
@@ -176,7 +176,7 @@ def test_an_unknown_approximation_is_named(path):
 
 def test_an_unknown_kind_is_named(path):
     with pytest.raises(RuntimeError, match="activation: expected activation none, relu.*got swish"):
-        torch.ops.pytorch_ext.activation(torch.ones(3), "swish")
+        operators().activation(torch.ones(3), "swish")
 
 
 @pytest.mark.parametrize(

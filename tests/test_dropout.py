@@ -4,20 +4,18 @@ import numpy as np
 import pytest
 import torch
 from accuracy import DTYPES, assert_all_same_bits, assert_same_bits
-from conftest import needs_native
+from conftest import needs_native, operators
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spec import philox as spec
 
 import pytorch_ext.nn as nn
-from pytorch_ext import native
+from pytorch_ext.backends import choice
 from pytorch_ext.functional import dropout
-
-OP = torch.ops.pytorch_ext
 
 
 def keyed(x, p, key):
-    return OP.dropout(x, p, torch.tensor(key))
+    return operators().dropout(x, p, torch.tensor(key))
 
 
 def test_philox_gives_the_published_words():
@@ -170,8 +168,8 @@ def test_only_the_key_is_saved(path):
 
 def test_registered_operator_and_compilation(path):
     x = torch.randn(7, 11, requires_grad=True)
-    torch.library.opcheck(OP.dropout, (x, 0.3, torch.tensor(4)))
-    torch.library.opcheck(OP.dropout, (x.T, 0.3, torch.tensor(4)))
+    torch.library.opcheck(operators().dropout, (x, 0.3, torch.tensor(4)))
+    torch.library.opcheck(operators().dropout, (x.T, 0.3, torch.tensor(4)))
     compiled = torch.compile(dropout, fullgraph=True, backend="aot_eager")
     results = []
     for function in (dropout, compiled):
@@ -194,7 +192,7 @@ def test_functional_transforms_and_other_dtypes_take_the_stock_function(path):
     gradient = torch.func.grad(lambda x: dropout(x).sum())(x)
     assert set(gradient.tolist()) <= {0.0, 2.0}
     integers = torch.arange(20)
-    assert native.library.dropout(integers, 0.5, False, False) is None
+    assert choice.kernels.dropout(integers, 0.5, False, False) is None
     assert dropout(integers, training=False) is integers
 
 

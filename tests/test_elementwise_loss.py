@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import DTYPES, assert_accurate, assert_all_same_bits, assert_same_bits
-from conftest import needs_native
+from conftest import needs_native, operators
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spec import losses_elementwise as spec
@@ -258,7 +258,7 @@ def test_registered_operator_and_compilation(path, loss, weights):
     inputs = make(loss, (3, 4), weights, torch.float32)
     slots = {"mse_loss": ["weight"], "binary_cross_entropy": ["weight"]}.get(loss, ["weight", "pos_weight"])
     named = dict(zip(weights.split(), inputs[2:], strict=True))
-    operator = getattr(torch.ops.pytorch_ext, loss)
+    operator = getattr(operators(), loss)
     for number in range(3):
         torch.library.opcheck(operator, (*inputs[:2], *(named.get(slot) for slot in slots), number))
     torch._dynamo.reset()  # every case compiles one and the same function
@@ -273,7 +273,7 @@ def test_registered_operator_and_compilation(path, loss, weights):
 
 def test_compiled_broadcasting_warns_and_has_the_bits_of_eager(path):
     x, y = torch.randn(3, 1, requires_grad=True), torch.randn(4, requires_grad=True)
-    torch.library.opcheck(torch.ops.pytorch_ext.mse_loss, (x, y, None, 1))
+    torch.library.opcheck(operators().mse_loss, (x, y, None, 1))
     with pytest.warns(UserWarning, match="different to the input size"):
         values = [f(x, y) for f in (ours.mse_loss, torch.compile(ours.mse_loss, fullgraph=True, backend="aot_eager"))]
     assert_same_bits(*values)

@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from accuracy import DTYPES, PRODUCT_TERMS, assert_accurate, assert_all_same_bits, assert_same_bits
-from conftest import needs_native
+from conftest import needs_native, operators
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spec import linear as spec
 
 import pytorch_ext.nn as nn
-from pytorch_ext import native
 from pytorch_ext.backends import choice
 from pytorch_ext.functional import linear, matmul
 from pytorch_ext.ops.linear import ACTIVATIONS
@@ -189,7 +188,7 @@ def test_backward_twice_accumulates(path):
 @pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
 def test_registered_operator_and_compilation(path, activation):
     inputs = tuple(t.float().detach().requires_grad_() for t in (make(3, 4), make(5, 4), make(5)))
-    torch.library.opcheck(torch.ops.pytorch_ext.linear, (*inputs, activation))
+    torch.library.opcheck(operators().linear, (*inputs, activation))
     compiled = torch.compile(ours(activation), fullgraph=True, backend="aot_eager")
     y, y_compiled = ours(activation)(*inputs), compiled(*inputs)
     assert_same_bits(y, y_compiled)
@@ -217,7 +216,7 @@ def test_autocast_and_torch_s_precision_flags_are_obeyed(path):
     before = torch.backends.mkldnn.matmul.fp32_precision
     try:
         torch.backends.mkldnn.matmul.fp32_precision = "bf16"
-        assert native.library.linear(x, w, b, "none") is None
+        assert choice.kernels.linear(x, w, b, "none") is None
     finally:
         torch.backends.mkldnn.matmul.fp32_precision = before
 
@@ -249,8 +248,10 @@ def test_bad_arguments_are_named(path, arguments, error, message):
 
 
 def test_an_unknown_activation_is_named(path):
-    with pytest.raises(ValueError, match="linear: expected activation one of none, relu.*got swish"):
+    with pytest.raises(ValueError, match="linear: expected activation none, relu.*got swish"):
         linear(torch.ones(2, 3), torch.ones(4, 3), activation="swish")
+    with pytest.raises(RuntimeError, match="linear: expected activation none, relu.*got swish"):
+        operators().linear(torch.ones(2, 3), torch.ones(4, 3), None, "swish")
 
 
 def test_module_shares_state_with_the_stock_module(path):

@@ -3,12 +3,12 @@
 import pytest
 import torch
 from accuracy import DTYPES, PRODUCT_TERMS, assert_accurate, assert_all_same_bits, assert_same_bits
-from conftest import needs_native
+from conftest import needs_native, operators
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spec import matmul as spec
 
-from pytorch_ext import native
+from pytorch_ext.backends import choice
 from pytorch_ext.functional import matmul
 
 SHAPES = [
@@ -168,7 +168,7 @@ def test_backward_twice_accumulates_and_in_place_changes_are_noticed(path):
 @pytest.mark.parametrize(("a_shape", "b_shape"), [((3, 4), (4, 5)), ((4,), (2, 4, 5)), ((2, 3, 4), (4,))])
 def test_registered_operator_and_compilation(path, a_shape, b_shape):
     inputs = (make(*a_shape, dtype=torch.float32), make(*b_shape, dtype=torch.float32))
-    torch.library.opcheck(torch.ops.pytorch_ext.matmul, inputs)
+    torch.library.opcheck(operators().matmul, inputs)
     compiled = torch.compile(matmul, fullgraph=True, backend="aot_eager")
     outputs = matmul(*inputs), compiled(*inputs)
     assert_same_bits(*outputs)
@@ -185,7 +185,7 @@ def test_functional_transforms_take_the_stock_composition(path):
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.complex64])
 def test_other_dtypes_take_the_stock_operator(path, dtype):
     a, b = torch.arange(6).view(2, 3).to(dtype), torch.arange(3).to(dtype)
-    assert native.library.matmul(a, b) is None
+    assert choice.kernels.matmul(a, b) is None
     assert torch.equal(matmul(a, b), torch.matmul(a, b))
 
 
@@ -198,7 +198,7 @@ def test_autocast_and_torch_s_precision_flags_are_obeyed(path):
     before = torch.backends.mkldnn.matmul.fp32_precision
     try:
         torch.backends.mkldnn.matmul.fp32_precision = "bf16"
-        assert native.library.matmul(a, b) is None
+        assert choice.kernels.matmul(a, b) is None
     finally:
         torch.backends.mkldnn.matmul.fp32_precision = before
 

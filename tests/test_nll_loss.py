@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import DTYPES, assert_accurate, assert_all_same_bits, assert_same_bits
-from conftest import needs_native
+from conftest import needs_native, operators
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spec import losses_classification as spec
@@ -146,7 +146,7 @@ def test_an_input_changed_in_place_is_noticed_and_backward_runs_twice(path):
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_registered_operator_and_compilation(path, reduction):
     x, target, weight = make(6, 5, dtype=torch.float32), indices((6, 5)), torch.rand(5)
-    torch.library.opcheck(torch.ops.pytorch_ext.nll_loss, (x, target, weight, REDUCTIONS.index(reduction), -100))
+    torch.library.opcheck(operators().nll_loss, (x, target, weight, REDUCTIONS.index(reduction), -100))
 
     def loss_of(x):
         return nll_loss(x, target, weight, reduction=reduction)

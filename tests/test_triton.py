@@ -124,6 +124,7 @@ def test_every_function_of_the_native_library_that_is_called_is_there():
     assert [name for name in sorted(names) if not callable(getattr(namespace, name, None))] == []
 
 
+@needs_native
 @needs_interpreter
 def test_the_key_of_dropout_is_the_native_library_s():
     for seed in range(3):

@@ -25,6 +25,13 @@ ACTIVATIONS = {
 }
 
 
+def stock_activation(op, kind, error=RuntimeError):
+    """The stock operator of that kind; ``op`` is named where there is none."""
+    *kinds, last = ACTIVATIONS
+    expect(kind in ACTIVATIONS, op, f"activation {', '.join(kinds)} or {last}", kind, error)
+    return ACTIVATIONS[kind]
+
+
 def activation(op, kind, input):
     """The activation of that kind, called by the name ``op``."""
     if not is_dynamo_compiling():

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ..triton_path import launchers
-from .activation import ACTIVATIONS, composed_activation_gradient
+from .activation import ACTIVATIONS, composed_activation_gradient, stock_activation
 from .checks import expect, expect_alike, expect_tensors
 from .composition import with_composed_derivative
 from .paths import choice, is_dynamo_compiling, overridden, products_are_ieee, register_fake, traceable
@@ -33,7 +33,7 @@ def linear(input, weight, bias=None, *, activation=None):
 
 def check(input, weight, bias, activation):
     """What the arguments must be."""
-    expect(activation in ACTIVATIONS, "linear", f"activation one of {', '.join(ACTIVATIONS)}", activation, ValueError)
+    stock_activation("linear", activation, ValueError)
     expect_tensors("linear", input=input, weight=weight, **({} if bias is None else {"bias": bias}))
     expect_alike("linear", input=input, weight=weight, bias=bias)
     if weight.dim() == 2 and input.dim() >= 1:
