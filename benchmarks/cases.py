@@ -1,76 +1,153 @@
-"""What is measured: operators by shape, and whole training steps of the models."""
+"""What is measured: operators by shape, and whole training steps of the models.
+
+A case is (name, providers, what it must cost): float32 operations, or bytes read and written at least.
+"""
 
 import torch
 from converted_cases import converted
+from providers import backward, beside, both, by_onednn, forward, in_medium_precision, with_avx2
 
 import pytorch_ext.functional as F
 import pytorch_ext.nn as nn
 from pytorch_ext import TrainStep, optim
 
 stock = torch.nn.functional
+# Rows, columns and depth: models' layers, squares, odd sizes, few rows, few columns.
+PRODUCTS = [
+    (1, 1, 1),
+    (1, 128, 784),
+    (1, 1000, 784),
+    (3, 5, 10),
+    (64, 10, 128),
+    (64, 128, 784),
+    (97, 131, 517),
+    (256, 1024, 1024),
+    (1024, 1024, 1024),
+    (4096, 16, 1024),
+    (16, 4096, 1024),
+]
+# Of these torch.compile is measured too, which takes seconds each; of training steps always.
+COMPILED = {(64, 128, 784), (1024, 1024, 1024), (64, 10), (4096, 1024)}
 
 
-def forward(ours, theirs, *inputs):
-    """Forward only, no gradient."""
-    return {"ours": lambda: ours(*inputs), "stock": lambda: theirs(*inputs)}
-
-
-def both(ours, theirs, *inputs):
-    """Forward and backward of everything that requires a gradient, from a scalar or an all-ones gradient."""
-    wanted = [t for t in inputs if t.requires_grad]
-    ones = torch.ones_like(theirs(*inputs))
-
-    def call(function):
-        return lambda: torch.autograd.grad(function(*inputs), wanted, ones)
-
-    return {"ours": call(ours), "stock": call(theirs)}
+def name_of(dtype):
+    return "" if dtype == torch.float32 else " " + str(dtype).removeprefix("torch.")
 
 
 def products():
-    for m, n, k in [
-        (1, 128, 784),
-        (64, 128, 784),
-        (64, 10, 128),
-        (256, 1024, 1024),
-        (1024, 1024, 1024),
-        (97, 131, 517),
-    ]:
+    for m, n, k in PRODUCTS:
+        shape, compile = f"{m}x{n}x{k}", (m, n, k) in COMPILED
         x, w, b = torch.randn(m, k), torch.randn(n, k), torch.randn(n)
-        yield f"linear {m}x{n}x{k} forward", forward(F.linear, stock.linear, x, w, b)
+        operations, bytes = 2 * m * n * k, 4 * (m * k + n * k + m * n)
+        providers = beside(forward, F.linear, stock.linear, x, w, b, compile=compile)
+        if m * n * k >= 2**20:
+            providers |= with_avx2(providers["ours"]) | by_onednn(x, w)
+            providers["bfloat16 inside"] = in_medium_precision(providers["stock"])
+        limit = {"bytes": bytes} if m == 1 else {"operations": operations}
+        yield f"linear {shape} forward", providers, limit
         inputs = [t.clone().requires_grad_() for t in (x, w, b)]
-        yield f"linear {m}x{n}x{k} forward+backward", both(F.linear, stock.linear, *inputs)
+        limit = {"operations": 3 * operations}
+        yield f"linear {shape} backward", backward(F.linear, stock.linear, *inputs), {"operations": 2 * operations}
+        providers = beside(both, F.linear, stock.linear, *inputs, compile=compile)
+        yield f"linear {shape} forward+backward", providers, limit
+
+
+def other_products():
     x, w = torch.randn(64, 784), torch.randn(128, 784)
     yield (
         "linear+relu 64x128x784 forward",
         forward(lambda x, w: F.linear(x, w, activation="relu"), lambda x, w: stock.linear(x, w).relu(), x, w),
+        {"operations": 2 * 64 * 128 * 784},
     )
-    a, b = torch.randn(16, 64, 64), torch.randn(16, 64, 64)
-    yield "matmul 16x64x64x64 forward", forward(F.matmul, torch.matmul, a, b)
+    shapes = {
+        "16 of 64x64x64": ((16, 64, 64), (16, 64, 64)),
+        "64 of 4x4x4": ((64, 4, 4), (64, 4, 4)),
+        "32x8x8 by 8x8": ((32, 8, 8), (8, 8)),
+        "512x512x512": ((512, 512), (512, 512)),
+        "1000x784 by a vector": ((1000, 784), (784,)),
+        "4096x1024 by a vector": ((4096, 1024), (1024,)),
+        "a dot of 784": ((784,), (784,)),
+        "a dot of 1000000": ((1_000_000,), (1_000_000,)),
+        "a column by a row of 1000": ((1000, 1), (1, 1000)),
+    }
+    for name, sizes in shapes.items():
+        a, b = (torch.randn(size) for size in sizes)
+        yield f"matmul {name} forward", forward(F.matmul, torch.matmul, a, b), {}
+        inputs = [t.clone().requires_grad_() for t in (a, b)]
+        yield f"matmul {name} forward+backward", both(F.matmul, torch.matmul, *inputs), {}
+    a, b = torch.randn(512, 512), torch.randn(512, 512)
+    limit = {"operations": 2 * 512**3}
+    yield "matmul 512x512x512, both transposed forward", forward(F.matmul, torch.matmul, a.T, b.T), limit
+    a, b = torch.randn(1024, 1024)[::2, ::2], torch.randn(512, 1024)[:, ::2]
+    yield "matmul 512x512x512, every other element forward", forward(F.matmul, torch.matmul, a, b), limit
+
+
+ROWS = [(1, 1), (3, 5), (64, 10), (97, 131), (4096, 1024), (512, 32000)]
+MOST_ELEMENTWISE = 1e7
+
+
+def along_rows(function):
+    return lambda x: function(x, 1)
 
 
 def rows():
-    for m, n in [(3, 5), (64, 10), (4096, 1024), (512, 32000)]:
-        x, target = torch.randn(m, n), torch.randint(0, n, (m,))
-        y, leaf = torch.randn(m, n), x.clone().requires_grad_()
-        probability = torch.rand(m, n)
-        yield f"softmax {m}x{n} forward", forward(lambda x: F.softmax(x, 1), lambda x: stock.softmax(x, 1), x)
-        yield f"softmax {m}x{n} forward+backward", both(lambda x: F.softmax(x, 1), lambda x: stock.softmax(x, 1), leaf)
-        yield (
-            f"log_softmax {m}x{n} forward",
-            forward(lambda x: F.log_softmax(x, 1), lambda x: stock.log_softmax(x, 1), x),
-        )
-        yield f"cross_entropy {m}x{n} forward+backward", both(F.cross_entropy, stock.cross_entropy, leaf, target)
-        if m * n > 1e7:
+    for m, n in ROWS:
+        yield from softmaxes(m, n)
+        x, target = torch.randn(m, n, requires_grad=True), torch.randint(0, n, (m,))
+        compile, bytes = (m, n) in COMPILED, 4 * m * n
+        for name, limit in (("cross_entropy", 2 * bytes), ("nll_loss", bytes)):
+            if name == "cross_entropy" or m * n <= MOST_ELEMENTWISE:
+                providers = beside(both, getattr(F, name), getattr(stock, name), x, target, compile=compile)
+                yield f"{name} {m}x{n} forward+backward", providers, {"bytes": limit}
+    x = torch.randn(1024, 4096).T
+    yield "softmax 4096x1024, transposed forward", forward(along_rows(F.softmax), along_rows(stock.softmax), x), {}
+
+
+def softmaxes(m, n):
+    x, compile, bytes = torch.randn(m, n), (m, n) in COMPILED, 4 * m * n
+    for name in ("softmax", "log_softmax"):
+        functions = along_rows(getattr(F, name)), along_rows(getattr(stock, name))
+        leaf = x.clone().requires_grad_()
+        yield f"{name} {m}x{n} forward", beside(forward, *functions, x, compile=compile), {"bytes": 2 * bytes}
+        yield f"{name} {m}x{n} backward", backward(*functions, leaf), {"bytes": 3 * bytes}
+        providers = beside(both, *functions, leaf, compile=compile)
+        yield f"{name} {m}x{n} forward+backward", providers, {"bytes": 5 * bytes}
+
+
+def elementwise():
+    for m, n in ROWS:
+        if m * n > MOST_ELEMENTWISE:
             continue
-        yield f"mse_loss {m}x{n} forward+backward", both(F.mse_loss, stock.mse_loss, leaf, y)
-        logits = "binary_cross_entropy_with_logits"
-        yield f"{logits} {m}x{n} forward+backward", both(getattr(F, logits), getattr(stock, logits), leaf, probability)
-        loss, inside = "binary_cross_entropy", probability.clone().requires_grad_()
-        yield f"{loss} {m}x{n} forward+backward", both(getattr(F, loss), getattr(stock, loss), inside, probability)
-        yield f"nll_loss {m}x{n} forward+backward", both(F.nll_loss, stock.nll_loss, leaf, target)
-        yield f"dropout {m}x{n} forward", forward(F.dropout, stock.dropout, x)
-        for name in ("relu", "sigmoid", "tanh", "gelu", "silu"):
-            yield f"{name} {m}x{n} forward", forward(getattr(F, name), getattr(stock, name), x)
+        compile, bytes = (m, n) in COMPILED, 4 * m * n
+        x, y, probability = torch.randn(m, n), torch.randn(m, n), torch.rand(m, n)
+        for name in ("mse_loss", "binary_cross_entropy_with_logits", "binary_cross_entropy"):
+            leaf = (probability if name == "binary_cross_entropy" else x).clone().requires_grad_()
+            target = y if name == "mse_loss" else torch.rand(m, n)
+            providers = beside(both, getattr(F, name), getattr(stock, name), leaf, target, compile=compile)
+            yield f"{name} {m}x{n} forward+backward", providers, {"bytes": 3 * bytes}
+        for name in ("relu", "sigmoid", "tanh", "gelu", "silu", "dropout"):
+            functions, leaf = (getattr(F, name), getattr(stock, name)), x.clone().requires_grad_()
+            yield f"{name} {m}x{n} forward", forward(*functions, x), {"bytes": 2 * bytes}
+            yield f"{name} {m}x{n} forward+backward", both(*functions, leaf), {"bytes": 5 * bytes}
+
+
+def low_precision():
+    dtype = torch.bfloat16
+    for m, n, k in [(1, 128, 784), (64, 10, 128), (64, 128, 784), (1024, 1024, 1024)]:
+        inputs = [torch.randn(size, dtype=dtype) for size in ((m, k), (n, k), (n,))]
+        shape, leaves = f"{m}x{n}x{k}{name_of(dtype)}", [t.clone().requires_grad_() for t in inputs]
+        yield f"linear {shape} forward", forward(F.linear, stock.linear, *inputs), {}
+        yield f"linear {shape} forward+backward", both(F.linear, stock.linear, *leaves), {}
+    for m, n in [(64, 10), (4096, 1024)]:
+        x, target, bytes = torch.randn(m, n, dtype=dtype), torch.randint(0, n, (m,)), 2 * m * n
+        y, leaf, shape = torch.randn(m, n, dtype=dtype), x.clone().requires_grad_(), f"{m}x{n}{name_of(dtype)}"
+        functions = along_rows(F.softmax), along_rows(stock.softmax)
+        yield f"softmax {shape} forward", forward(*functions, x), {"bytes": 2 * bytes}
+        providers = both(F.cross_entropy, stock.cross_entropy, leaf, target)
+        yield f"cross_entropy {shape} forward+backward", providers, {"bytes": 2 * bytes}
+        yield f"mse_loss {shape} forward+backward", both(F.mse_loss, stock.mse_loss, leaf, y), {"bytes": 3 * bytes}
+        for name in ("relu", "gelu"):
+            yield f"{name} {shape} forward", forward(getattr(F, name), getattr(stock, name), x), {"bytes": 2 * bytes}
 
 
 def perceptron(ns, sizes, *, fused, last=None):
@@ -93,13 +170,16 @@ STEPS = {  # name: sizes, batch, loss, optimiser, options, last layer
 }
 
 
-def step(ns, optimizers, sizes, batch, loss, optimizer, options, last, *, fused, fused_optimizer=False, native=False):
+def step(ns, optimizers, case, *, fused, fused_optimizer=False, native=False, compile=False):
+    sizes, batch, loss, optimizer, options, last = case
     model = perceptron(ns, sizes, fused=fused, last=getattr(ns, last) if last else None)
     more = {"fused": True} if fused_optimizer else {}
     opt = getattr(optimizers, optimizer)(model.parameters(), **options, **more)
     loss_function, x = getattr(ns, loss)(), torch.randn(batch, sizes[0])
     y = torch.randint(0, sizes[-1], (batch,)) if loss == "CrossEntropyLoss" else torch.rand(batch, sizes[-1])
 
+    if compile:
+        model = torch.compile(model)
     if native:
         one_call = TrainStep(model, loss_function, opt)
         return lambda: one_call(x, y)
@@ -112,18 +192,26 @@ def step(ns, optimizers, sizes, batch, loss, optimizer, options, last, *, fused,
     return run
 
 
+def operations_of_a_step(sizes, batch):
+    """Three products per layer; the first one needs no gradient of its input."""
+    layers = [2 * batch * k * n for k, n in zip(sizes, sizes[1:], strict=False)]
+    return 3 * sum(layers) - layers[0]
+
+
 def training_steps():
     for name, case in STEPS.items():
-        yield (
-            f"step {name}",
-            {
-                "ours": step(nn, optim, *case, fused=True),
-                "ours, activations as layers": step(nn, optim, *case, fused=False),
-                "ours, TrainStep": step(nn, optim, *case, fused=False, native=True),
-                "stock": step(torch.nn, torch.optim, *case, fused=False),
-                "stock, fused optimiser": step(torch.nn, torch.optim, *case, fused=False, fused_optimizer=True),
-            },
-        )
+        providers = {
+            "ours": step(nn, optim, case, fused=True),
+            "ours, activations as layers": step(nn, optim, case, fused=False),
+            "ours, TrainStep": step(nn, optim, case, fused=False, native=True),
+            "stock": step(torch.nn, torch.optim, case, fused=False),
+            "stock, fused optimiser": step(torch.nn, torch.optim, case, fused=False, fused_optimizer=True),
+        }
+        providers["bfloat16 inside"] = in_medium_precision(step(torch.nn, torch.optim, case, fused=False))
+        torch._dynamo.reset()
+        compiled = step(torch.nn, torch.optim, case, fused=False, fused_optimizer=True, compile=True)
+        providers["stock, compiled"] = compiled
+        yield f"step {name}", providers, {"operations": operations_of_a_step(case[0], case[1])}
 
 
 def optimizer_steps(name, make_parameters):
@@ -153,18 +241,22 @@ def parameters_of_the_classifier():
 def optimizers():
     many = "101,770 parameters in 4 tensors"
     for name in ("SGD", "Adam", "AdamW"):
-        yield f"{name}, {many}", optimizer_steps(name, parameters_of_the_classifier)
+        yield f"{name}, {many}", optimizer_steps(name, parameters_of_the_classifier), {}
     parameters = with_gradients(parameters_of_the_classifier())
     clip, stock_clip = optim.clip_grad_norm_, torch.nn.utils.clip_grad_norm_
     yield (
         f"clip_grad_norm_, {many}",
         {"ours": lambda: clip(parameters, 1.0), "stock": lambda: stock_clip(parameters, 1.0)},
+        {},
     )
 
 
 GROUPS = {
     "products": products,
+    "other products": other_products,
     "rows": rows,
+    "elementwise": elementwise,
+    "low precision": low_precision,
     "optimizers": optimizers,
     "steps": training_steps,
     "converted": converted,

@@ -61,4 +61,4 @@ def converted():
         ours = copy.deepcopy(stock)
         pytorch_ext.convert(ours)
         for kind in (training, inference):
-            yield f"converted {name}, {kind.__name__}", {"ours": kind(ours, x), "stock": kind(stock, x)}
+            yield f"converted {name}, {kind.__name__}", {"ours": kind(ours, x), "stock": kind(stock, x)}, {}

@@ -6,9 +6,9 @@ What a case costs names the op, and the dtype and the elements of its first argu
 
 import functools
 
-import cases
+import providers
 import torch
-from cases import optimizer_steps, stock, with_gradients
+from cases import along_rows, optimizer_steps, stock, with_gradients
 
 import pytorch_ext.functional as F
 from pytorch_ext import backends, optim
@@ -38,19 +38,13 @@ def paths():
     return {label: name for label, name in (("CUDA C++", "native"), ("Triton", "triton")) if name in here}
 
 
-def beside(measure, ours, theirs, *inputs, compiled=False):
-    """The providers of ``measure``, cases.forward or cases.both: ours by every path, and stock by every way."""
-    providers = measure(ours, theirs, *inputs)
-    for label, backend in paths().items():
-        providers[label] = measure(on(backend, ours), theirs, *inputs)["ours"]
-    if compiled:
-        torch._dynamo.reset()
-        function = torch.compile(lambda *arguments: theirs(*arguments), dynamic=False)
-        providers["stock, compiled"] = measure(function, theirs, *inputs)["ours"]
-    return providers
+def on_every_path(measure, ours, theirs, *inputs, compiled=False):
+    """The providers of ``measure``, one of providers.py: ours by every path too, and stock by every way."""
+    found = providers.beside(measure, ours, theirs, *inputs, compile=compiled)
+    return found | {label: measure(on(path, ours), theirs, *inputs)["ours"] for label, path in paths().items()}
 
 
-forward, both = (functools.partial(beside, measure) for measure in (cases.forward, cases.both))
+forward, both = (functools.partial(on_every_path, measure) for measure in (providers.forward, providers.both))
 
 
 def cost(op, x, **limit):
@@ -60,10 +54,6 @@ def cost(op, x, **limit):
 COLUMNS = (1024, 4096, 16384, 32768, 65536)
 ELEMENTS = 2**27  # half a gigabyte of float32: several times the second-level cache
 TENSOR_ELEMENTS = 2**20  # of each parameter that the optimisers get
-
-
-def along_rows(function):
-    return lambda x: function(x, 1)
 
 
 def gpu_products():

@@ -1,23 +1,36 @@
 """Side-by-side benchmark against stock PyTorch: `make bench`, options through ARGS.
 
-Prints a table per group, shapes that lose first, and writes JSON and Markdown with the machine's description.
+Prints the goals and a table per group, what loses first, and writes JSON, Markdown and figures with the machine's
+description to benchmarks/results/<machine>/.
 """
 
 import argparse
-import functools
 import json
 import platform
+import re
+import subprocess
 import sys
 from pathlib import Path
 
 import torch
 from cases import GROUPS
+from goals import outcomes
 from gpu_cases import GPU_GROUPS
+from limits import arithmetic_speed, copy_speed, peak_memory
 from timing import compare
 from tqdm import tqdm
 
 import pytorch_ext
 from pytorch_ext import native
+
+ROOT = Path(__file__).resolve().parent.parent
+SHOWN_BYTES = 2**20  # a call's memory below this is the allocator's noise
+
+
+def commit():
+    """The commit that is measured, with a mark where files differ from it."""
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
 
 
 def machine(threads, device):
@@ -26,10 +39,11 @@ def machine(threads, device):
         return {
             "GPU": torch.cuda.get_device_name(),
             "multiprocessors": torch.cuda.get_device_properties(0).multi_processor_count,
-            "copy, GB/s": round(copy_speed() / 1e9),
+            "copy, GB/s": round(copy_speed("cuda") / 1e9),
             "torch": torch.__version__,
             "CUDA": torch.version.cuda,
             "pytorch_ext": pytorch_ext.__version__,
+            "commit": commit(),
         }
     model = next(
         (x.split(":")[1].strip() for x in open("/proc/cpuinfo") if x.startswith("model name")), platform.machine()
@@ -37,19 +51,14 @@ def machine(threads, device):
     return {
         "processor": model,
         "threads": threads,
+        "copy, GB/s": [round(copy_speed("cpu", count) / 1e9, 1) for count in threads],
+        "float32, GFLOP/s": [round((arithmetic_speed(count) or 0) / 1e9) for count in threads],
         "instruction set": native.library.capability() if native.library else "stock operators",
         "torch's": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "pytorch_ext": pytorch_ext.__version__,
+        "commit": commit(),
     }
-
-
-@functools.cache
-def copy_speed():
-    """Bytes read and written per second by the GPU's copy of half a gigabyte."""
-    source = torch.randn(2**27, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / compare({"copy": lambda: target.copy_(source)}, "cuda")["copy"].median
 
 
 def measure(group, threads, pattern, device):
@@ -57,20 +66,26 @@ def measure(group, threads, pattern, device):
     cases = (GROUPS | GPU_GROUPS)[group]()
     while True:
         with torch.device(device):  # for the tensors the case makes, not while it runs
-            name, providers, *cost = next(cases, (None, None))
+            name, providers, cost = next(cases, (None, None, None))
         if name is None:
             return
         if pattern in name:
             timings = {p: vars(t) for p, t in compare(providers, device).items()}
-            yield {"case": name, "threads": threads, "timings": timings, **(cost[0] if cost else {})}
+            memory = {p: peak_memory(providers[p]) for p in ("ours", "stock")} if device == "cpu" else {}
+            yield {"case": name, "threads": threads, "timings": timings, "memory": memory, **cost}
 
 
-def share_of_limit(row):
-    """What part of the GPU's copy speed is reached, or operations per second."""
-    seconds = row["timings"]["ours"]["median"]
+def share_of_limit(row, device):
+    """What part of the machine's copy speed is reached, or of its arithmetic."""
+    seconds, threads = row["timings"]["ours"]["median"], row["threads"]
     if "bytes" in row:
-        return f"{row['bytes'] / seconds / copy_speed():.0%} of copy"
-    return f"{row['operations'] / seconds / 1e12:.1f} TFLOP/s" if "operations" in row else ""
+        return f"{row['bytes'] / seconds / copy_speed(device, threads):.0%} of copy"
+    if "operations" not in row:
+        return ""
+    if device == "cuda":
+        return f"{row['operations'] / seconds / 1e12:.1f} TFLOP/s"
+    most = arithmetic_speed(threads)
+    return f"{row['operations'] / seconds / most:.0%} of FLOP/s" if most else ""
 
 
 def ratio(row):
@@ -79,12 +94,20 @@ def ratio(row):
     return min(t for name, t in times.items() if name.startswith("stock")) / times["ours"]
 
 
-def table(rows):
+def megabytes(row):
+    """What a call adds to the process's memory, ours and stock."""
+    found = [row["memory"].get(name) for name in ("ours", "stock")]
+    if None in found or max(found) < SHOWN_BYTES:
+        return ""
+    return " / ".join(f"{bytes / 1e6:.0f}" for bytes in found)
+
+
+def table(rows, device):
     """Markdown, losing rows first."""
     rows = sorted(rows, key=lambda row: ratio(row) >= 1)
     lines = [
-        "| case | threads | ours, us | stock, us | ratio to the best stock | limit | others, us |",
-        "|---|---|---|---|---|---|---|",
+        "| case | threads | ours, us | stock, us | ratio to the best stock | limit | MB | others, us |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         times = {name: t["median"] * 1e6 for name, t in row["timings"].items()}
@@ -92,9 +115,48 @@ def table(rows):
         others = ", ".join(f"{name}: {t:.1f}" for name, t in times.items() if name not in ("ours", "stock"))
         lines.append(
             f"| {row['case']} | {row['threads']} | {times['ours']:.1f} ± {spread:.1f} | {times['stock']:.1f} "
-            f"| {ratio(row):.2f} | {share_of_limit(row)} | {others} |"
+            f"| {ratio(row):.2f} | {share_of_limit(row, device)} | {megabytes(row)} | {others} |"
         )
     return "\n".join(lines)
+
+
+def goals(rows):
+    """Markdown, missed goals first."""
+    found = sorted(outcomes(rows), key=lambda goal: goal[3] >= goal[4])
+    lines = [
+        f"| {'reached' if reached >= wanted else 'MISSED'} | {row['case']} | {row['threads']} | {provider} | {against} "
+        f"| {reached:.2f} | {wanted} |"
+        for row, provider, against, reached, wanted in found
+    ]
+    heading = ["| | case | threads | provider | against | ratio | goal |", "|---|---|---|---|---|---|---|"]
+    return "\n".join(heading + lines) if lines else ""
+
+
+def draw(rows, file):
+    """The ratio of every row as a bar from 1, one figure per group."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    rows = sorted(rows, key=ratio)
+    figure, axes = pyplot.subplots(figsize=(9, 1 + 0.22 * len(rows)), layout="constrained")
+    ratios = [ratio(row) for row in rows]
+    colours = ["tab:red" if value < 1 else "tab:blue" for value in ratios]
+    axes.barh([f"{row['case']}, {row['threads']}t" for row in rows], [v - 1 for v in ratios], left=1, color=colours)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_xlabel("times as fast as the fastest stock provider")
+    axes.tick_params(axis="y", labelsize=6)
+    axes.margins(y=0.01)
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)
+
+
+def folder_of(description):
+    """benchmarks/results/<machine>."""
+    name = description.get("GPU") or f"{description['processor']} {description['instruction set']}"
+    return ROOT / "benchmarks" / "results" / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def main():
@@ -105,27 +167,31 @@ def main():
     parser.add_argument("--threads", type=int, action="append", help="thread counts (default: 1 and 2)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where the tensors are")
     parser.add_argument("--match", default="", help="only cases whose name contains this")
-    parser.add_argument("--output", type=Path, help="a folder for results.json and results.md")
+    parser.add_argument("--output", type=Path, help="instead of benchmarks/results/<machine>")
     options = parser.parse_args()
     torch.manual_seed(0)
-    results, text = [], ""
     on_gpu = options.device == "cuda"
     threads_tried = options.threads or ([1] if on_gpu else [1, 2])
+    description = machine(threads_tried, options.device)
+    output = options.output or folder_of(description)
+    output.mkdir(parents=True, exist_ok=True)
+    results, text = [], ""
     for group in options.group or [*GROUPS, *(GPU_GROUPS if on_gpu else [])]:
         rows = []
         for threads in threads_tried:
             rows += tqdm(
                 measure(group, threads, options.match, options.device), desc=f"{group}, {threads} threads", leave=False
             )
-        results += rows
-        text += f"\n## {group}\n\n{table(rows)}\n"
-    heading = ", ".join(f"{key}: {value}" for key, value in machine(threads_tried, options.device).items())
-    print(f"{heading}\n{text}")
-    if options.output:
-        options.output.mkdir(parents=True, exist_ok=True)
-        report = {"machine": machine(threads_tried, options.device), "results": results}
-        (options.output / "results.json").write_text(json.dumps(report, indent=1) + "\n")
-        (options.output / "results.md").write_text(f"# Benchmark\n\n{heading}\n{text}")
+        if rows:
+            results += rows
+            text += f"\n## {group}\n\n{table(rows, options.device)}\n"
+            draw(rows, output / f"{group.replace(' ', '-')}.png")
+    heading = ", ".join(f"{key}: {value}" for key, value in description.items())
+    if not on_gpu and (found := goals(results)):
+        text = f"\n## Goals\n\n{found}\n{text}"
+    print(f"{heading}\n{text}\nin {output}")
+    (output / "results.json").write_text(json.dumps({"machine": description, "results": results}, indent=1) + "\n")
+    (output / "results.md").write_text(f"# Benchmark\n\n{heading}\n{text}")
     return 0
 
 

@@ -4,6 +4,7 @@
 
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <torch/csrc/Dtype.h>
+#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -96,30 +97,38 @@ struct Argument<std::string_view> {
   }
 };
 
-// eager<&ops::name, &covers_name>::call is the Python function: `covers` says whether the kernels take these arguments.
+// eager<&ops::name, &covers_name>::define(m, "name") makes the Python function: `covers` says whether the kernels take
+// the arguments. A plain C function: pybind11's own make lists of the arguments, which takes as long as a small kernel.
 template <auto Function, auto Covers, class Signature = decltype(Function)>
 struct eager;
-template <auto Function, auto Covers, class Result, class... Args>
-struct eager<Function, Covers, Result (*)(Args...)> {
-  template <class>
-  using Object = pybind11::handle;
-
-  static pybind11::object call(Object<Args>... objects) {
-    if (in_transform()) return pybind11::none();
-    std::tuple<std::decay_t<Args>...> values;
-    if (!read(values, std::index_sequence_for<Args...>{}, objects...)) return pybind11::none();
-    if (!std::apply(Covers, values)) return pybind11::none();
-    auto run = [&] {
-      pybind11::gil_scoped_release no_gil;
-      return std::apply(Function, values);
-    };
-    return pybind11::cast(run());
+template <auto Function, auto Covers, class... Args>
+struct eager<Function, Covers, at::Tensor (*)(Args...)> {
+  static void define(pybind11::module_& m, const char* name) {
+    static PyMethodDef method{name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&call)), METH_FASTCALL,
+                              nullptr};
+    const auto module_name = m.attr("__name__");
+    m.add_object(name,
+                 pybind11::reinterpret_steal<pybind11::object>(PyCFunction_NewEx(&method, nullptr, module_name.ptr())));
   }
 
  private:
+  static PyObject* call(PyObject*, PyObject* const* objects, Py_ssize_t count) {
+    HANDLE_TH_ERRORS
+    TORCH_CHECK_TYPE(count == sizeof...(Args), "pytorch_ext: expected ", sizeof...(Args), " arguments, got ", count);
+    std::tuple<std::decay_t<Args>...> values;
+    const bool covered =
+        !in_transform() && read(values, std::index_sequence_for<Args...>{}, objects) && std::apply(Covers, values);
+    if (!covered) Py_RETURN_NONE;
+    return THPVariable_Wrap([&] {
+      pybind11::gil_scoped_release no_gil;
+      return std::apply(Function, values);
+    }());
+    END_HANDLE_TH_ERRORS
+  }
+
   template <size_t... I>
-  static bool read(std::tuple<std::decay_t<Args>...>& values, std::index_sequence<I...>, Object<Args>... objects) {
-    return (Argument<std::decay_t<Args>>::read(objects.ptr(), std::get<I>(values)) && ...);
+  static bool read(std::tuple<std::decay_t<Args>...>& values, std::index_sequence<I...>, PyObject* const* objects) {
+    return (Argument<std::decay_t<Args>>::read(objects[I], std::get<I>(values)) && ...);
   }
 };
 

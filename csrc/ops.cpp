@@ -10,6 +10,7 @@
 #include "eager.h"
 #include "launch/covers.h"
 #include "launch/functions.h"
+#include "launch/new_tensors.h"
 #include "launch/optimizers.h"
 #include "train/train_step.h"
 #include "launch/reduce.h"
@@ -220,20 +221,21 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("available_capabilities", &available_capabilities);
   m.def("set_capability", &set_capability);
 
-  m.def("linear", &eager<&ops::linear, &covers_linear>::call);
-  m.def("matmul", &eager<&ops::matmul, &covers_matmul>::call);
-  m.def("softmax", &eager<&ops::softmax, &covers_softmax>::call);
-  m.def("log_softmax", &eager<&ops::log_softmax, &covers_softmax>::call);
-  m.def("activation", &eager<&ops::activation, &covers_activation>::call);
-  m.def("dropout", &eager<&dropout_with_new_key, &covers_dropout>::call);
+  eager<&ops::linear, &covers_linear>::define(m, "linear");
+  eager<&ops::matmul, &covers_matmul>::define(m, "matmul");
+  eager<&ops::softmax, &covers_softmax>::define(m, "softmax");
+  eager<&ops::log_softmax, &covers_softmax>::define(m, "log_softmax");
+  eager<&ops::activation, &covers_activation>::define(m, "activation");
+  eager<&dropout_with_new_key, &covers_dropout>::define(m, "dropout");
   m.def("sum_to_size", [](const at::Tensor& t, const std::vector<int64_t>& sizes) { return sum_to_size(t, sizes); });
-  m.def("mse_loss", &eager<&ops::mse_loss, &covers_mse_loss>::call);
-  m.def("mse_loss_broadcast", &eager<&ops::mse_loss, &covers_mse_loss_broadcast>::call);
-  m.def("binary_cross_entropy", &eager<&ops::binary_cross_entropy, &covers_binary_cross_entropy>::call);
-  m.def("binary_cross_entropy_with_logits",
-        &eager<&ops::binary_cross_entropy_with_logits, &covers_binary_cross_entropy_with_logits>::call);
-  m.def("cross_entropy", &eager<&ops::cross_entropy, &covers_cross_entropy>::call);
-  m.def("nll_loss", &eager<&ops::nll_loss, &covers_nll_loss>::call);
+  eager<&ops::mse_loss, &covers_mse_loss>::define(m, "mse_loss");
+  eager<&ops::mse_loss, &covers_mse_loss_broadcast>::define(m, "mse_loss_broadcast");
+  eager<&ops::binary_cross_entropy, &covers_binary_cross_entropy>::define(m, "binary_cross_entropy");
+  eager<&ops::binary_cross_entropy_with_logits, &covers_binary_cross_entropy_with_logits>::define(
+      m, "binary_cross_entropy_with_logits");
+  eager<&ops::cross_entropy, &covers_cross_entropy>::define(m, "cross_entropy");
+  eager<&ops::nll_loss, &covers_nll_loss>::define(m, "nll_loss");
+  m.def("free_kept_memory", &free_kept_memory);
   define_functions(m);
   define_optimizers(m);
   train::define_train_step(m);

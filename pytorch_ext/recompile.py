@@ -104,11 +104,14 @@ def same_code(a, b):
     """Whether two code objects do the same, wherever they stand."""
     if any(getattr(a, name) != getattr(b, name) for name in _SAME) or len(a.co_consts) != len(b.co_consts):
         return False
+    after_code = False
     for x, y in zip(a.co_consts, b.co_consts, strict=True):
-        same = (
-            same_code(x, y) if isinstance(x, types.CodeType) and isinstance(y, types.CodeType) else repr(x) == repr(y)
-        )
-        if type(x) is not type(y) or not same:
+        if type(x) is not type(y):
+            return False
+        if after_code and isinstance(x, str):  # up to Python 3.10 the qualified name of an inner function
+            x, y = x.rpartition(".")[2], y.rpartition(".")[2]
+        after_code = isinstance(x, types.CodeType)
+        if not (same_code(x, y) if after_code else repr(x) == repr(y)):
             return False
     return True
 

@@ -4,6 +4,7 @@
 #include "../ops.h"
 #include "activation_composition.h"
 #include "composition.h"
+#include "node.h"
 
 namespace pytorch_ext {
 namespace {
@@ -34,29 +35,31 @@ Tensor activation_backward(const Tensor& grad, const Tensor& saved, std::string_
   return ops::activation_backward(grad, saved, kind);
 }
 
-class ActivationFunction : public torch::autograd::Function<ActivationFunction> {
- public:
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, std::string_view kind) {
-    at::AutoDispatchBelowADInplaceOrView below;
-    Tensor output = ops::activation_forward(input, kind);
-    ctx->save_for_backward({saves_input(activation_named("activation", kind)) ? input : output});
-    ctx->saved_data["kind"] = std::string(kind);
-    return output;
+struct ActivationGradients {
+  static constexpr const char* name = "ActivationBackward";
+  static constexpr size_t inputs = 1, saved = 1;
+  Activation kind;
+
+  template <class Visit>
+  void each(Visit&& visit) const {
+    visit(static_cast<int64_t>(kind));
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    if (!grads[0].defined()) return {{}, {}};
-    const auto kind = ctx->saved_data["kind"].toStringRef();
-    return {ops::activation_backward(grads[0], ctx->get_saved_variables()[0], kind), {}};
+  std::array<Tensor, 1> operator()(const Tensor& grad, std::array<Tensor, 1>& tensors, const Needs&) const {
+    return {ops::activation_backward(grad, tensors[0], activation_name(kind))};
   }
 };
 
 Tensor activation_below(const Tensor& input, std::string_view kind) { return ops::activation_forward(input, kind); }
 
 Tensor activation(const Tensor& input, std::string_view kind) {
-  if (any_requires_grad(input)) return ActivationFunction::apply(input, kind);
-  at::AutoDispatchBelowADInplaceOrView below;
-  return activation_below(input, kind);
+  Tensor output = [&] {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return activation_below(input, kind);
+  }();
+  if (!any_requires_grad(input)) return output;
+  const Activation activation = activation_named("activation", kind);
+  return recorded(output, ActivationGradients{activation}, {input}, {saves_input(activation) ? input : output});
 }
 
 }  // namespace

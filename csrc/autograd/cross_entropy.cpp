@@ -5,6 +5,7 @@
 #include "../ops.h"
 #include "class_distribution.h"
 #include "composition.h"
+#include "node.h"
 #include "one_pass.h"
 
 namespace pytorch_ext {
@@ -62,43 +63,37 @@ std::tuple<Tensor, Tensor> cross_entropy_backward(const Tensor& grad, const Tens
   return {found[0], found[1]};
 }
 
-class CrossEntropyFunction : public torch::autograd::Function<CrossEntropyFunction> {
- public:
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                        int64_t reduction, int64_t ignore_index, double label_smoothing) {
-    const bool in_advance = reduction != at::Reduction::None && input.requires_grad() && computes_in_advance(input);
-    at::AutoDispatchBelowADInplaceOrView below;
-    auto [loss, dinput] =
-        ops::cross_entropy_forward(input, target, weight, reduction, ignore_index, label_smoothing, in_advance);
-    ctx->save_for_backward({input, target, or_undefined(weight)});
-    ctx->saved_data["reduction"] = reduction;
-    ctx->saved_data["ignore_index"] = ignore_index;
-    ctx->saved_data["label_smoothing"] = label_smoothing;
-    if (in_advance) keep(ctx, "dinput", std::move(dinput));
-    return loss;
+struct CrossEntropyGradients {
+  static constexpr const char* name = "CrossEntropyBackward";
+  static constexpr size_t inputs = 2, saved = 3;
+  int64_t reduction, ignore_index;
+  double label_smoothing;
+  InAdvance dinput_in_advance;
+
+  template <class Visit>
+  void each(Visit&& visit) const {
+    visit(reduction), visit(ignore_index), visit(label_smoothing);
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    if (!grads[0].defined()) return {{}, {}, {}, {}, {}, {}};
-    const auto t = ctx->get_saved_variables();
-    Mask mask = {ctx->needs_input_grad(0), t[1].is_floating_point() && ctx->needs_input_grad(1)};
-    const int64_t reduction = ctx->saved_data["reduction"].toInt(), ignore = ctx->saved_data["ignore_index"].toInt();
-    const double smoothing = ctx->saved_data["label_smoothing"].toDouble();
+  std::array<Tensor, 2> operator()(const Tensor& grad, std::array<Tensor, 3>& tensors, const Needs& needs) {
+    const auto& [input, target, weight] = tensors;
+    Mask mask = {needs[0], target.is_floating_point() && needs[1]};
     Tensor dinput, dtarget;
-    if (mask[0] && !at::GradMode::is_enabled()) dinput = take(ctx, "dinput", grads[0]);
+    if (mask[0] && !at::GradMode::is_enabled()) dinput = dinput_in_advance.take(grad);
     if (dinput.defined()) {
       mask[0] = false;
       at::AutoDispatchBelowADInplaceOrView below;
-      if (!is_one(grads[0]))
-        ops::cross_entropy_backward_into(grads[0], dinput, t[0], t[1], or_none(t[2]), reduction, ignore, smoothing);
+      if (!is_one(grad))
+        ops::cross_entropy_backward_into(grad, dinput, input, target, or_none(weight), reduction, ignore_index,
+                                         label_smoothing);
     }
     if (mask[0] || mask[1]) {
-      auto [computed, of_target] =
-          ops::cross_entropy_backward(grads[0], t[0], t[1], or_none(t[2]), reduction, ignore, smoothing, mask);
+      auto [computed, of_target] = ops::cross_entropy_backward(grad, input, target, or_none(weight), reduction,
+                                                               ignore_index, label_smoothing, mask);
       if (mask[0]) dinput = computed;
       dtarget = of_target;
     }
-    return {dinput, dtarget, {}, {}, {}, {}};
+    return {dinput, dtarget};
   }
 };
 
@@ -112,10 +107,17 @@ Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTe
                      int64_t ignore_index, double label_smoothing) {
   TORCH_CHECK(!any_requires_grad(weight),
               "cross_entropy: expected a weight that requires no gradient, got one that does");
-  if (any_requires_grad(input, target))
-    return CrossEntropyFunction::apply(input, target, weight, reduction, ignore_index, label_smoothing);
-  at::AutoDispatchBelowADInplaceOrView below;
-  return cross_entropy_below(input, target, weight, reduction, ignore_index, label_smoothing);
+  const bool records = any_requires_grad(input, target);
+  const bool in_advance =
+      records && reduction != at::Reduction::None && input.requires_grad() && computes_in_advance(input);
+  auto [loss, dinput] = [&] {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return ops::cross_entropy_forward(input, target, weight, reduction, ignore_index, label_smoothing, in_advance);
+  }();
+  if (!records) return loss;
+  CrossEntropyGradients gradients{reduction, ignore_index, label_smoothing};
+  if (in_advance) gradients.dinput_in_advance.keep(std::move(dinput));
+  return recorded(loss, std::move(gradients), {input, target}, {input, target, or_undefined(weight)});
 }
 
 // Stock computes this loss in float32 under autocast.

@@ -4,6 +4,7 @@
 
 #include "../ops.h"
 #include "composition.h"
+#include "node.h"
 
 namespace pytorch_ext {
 
@@ -19,27 +20,29 @@ namespace {
 
 // The mask is computed again from the key: nothing but the key is saved. The gradient is dropout's own value with g for
 // x, so derivatives of every order are.
-class DropoutFunction : public torch::autograd::Function<DropoutFunction> {
- public:
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, double p, const Tensor& key) {
-    at::AutoDispatchBelowADInplaceOrView below;
-    ctx->save_for_backward({key});
-    ctx->saved_data["p"] = p;
-    return ops::dropout_forward(input, p, key);
+struct DropoutGradients {
+  static constexpr const char* name = "DropoutBackward";
+  static constexpr size_t inputs = 1, saved = 1;
+  double p;
+
+  template <class Visit>
+  void each(Visit&& visit) const {
+    visit(p);
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    if (!grads[0].defined()) return {{}, {}, {}};
-    return {ops::dropout(grads[0], ctx->saved_data["p"].toDouble(), ctx->get_saved_variables()[0]), {}, {}};
+  std::array<Tensor, 1> operator()(const Tensor& grad, std::array<Tensor, 1>& tensors, const Needs&) const {
+    return {ops::dropout(grad, p, tensors[0])};
   }
 };
 
 Tensor dropout_below(const Tensor& input, double p, const Tensor& key) { return ops::dropout_forward(input, p, key); }
 
 Tensor dropout(const Tensor& input, double p, const Tensor& key) {
-  if (any_requires_grad(input)) return DropoutFunction::apply(input, p, key);
-  at::AutoDispatchBelowADInplaceOrView below;
-  return dropout_below(input, p, key);
+  Tensor output = [&] {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return dropout_below(input, p, key);
+  }();
+  return any_requires_grad(input) ? recorded(output, DropoutGradients{p}, {input}, {key}) : output;
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 
 #include "../ops.h"
 #include "composition.h"
+#include "node.h"
 #include "one_pass.h"
 
 namespace pytorch_ext {
@@ -83,48 +84,39 @@ std::tuple<Tensor, Tensor> elementwise_loss_backward(const Tensor& grad, const T
   return {found[0], found[1]};
 }
 
-class ElementwiseLossFunction : public torch::autograd::Function<ElementwiseLossFunction> {
- public:
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                        const OptionalTensor& pos_weight, std::string_view loss, int64_t reduction) {
-    const bool in_advance =
-        reduction != at::Reduction::None && computes_in_advance(input) && input.sizes() == target.sizes();
-    const Mask mask = {in_advance && input.requires_grad(), in_advance && target.requires_grad()};
-    at::AutoDispatchBelowADInplaceOrView below;
-    auto [value, dinput, dtarget] =
-        ops::elementwise_loss_forward(input, target, weight, pos_weight, loss, reduction, mask);
-    ctx->save_for_backward({input, target, or_undefined(weight), or_undefined(pos_weight)});
-    ctx->saved_data["loss"] = std::string(loss);
-    ctx->saved_data["reduction"] = reduction;
-    if (mask[0]) keep(ctx, "dinput", std::move(dinput));
-    if (mask[1]) keep(ctx, "dtarget", std::move(dtarget));
-    return value;
+struct ElementwiseLossGradients {
+  static constexpr const char* name = "ElementwiseLossBackward";
+  static constexpr size_t inputs = 2, saved = 4;
+  ElementwiseLoss loss;
+  int64_t reduction;
+  std::array<InAdvance, 2> in_advance;
+
+  template <class Visit>
+  void each(Visit&& visit) const {
+    visit(static_cast<int64_t>(loss)), visit(reduction);
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    if (!grads[0].defined()) return {{}, {}, {}, {}, {}, {}};
-    auto t = ctx->get_saved_variables();
-    Tensor dinput, dtarget;
-    Mask mask = {ctx->needs_input_grad(0), ctx->needs_input_grad(1)};
-    const auto loss = ctx->saved_data["loss"].toStringView();
-    const auto reduction = ctx->saved_data["reduction"].toInt();
-    if (!at::GradMode::is_enabled()) {
-      if (mask[0]) dinput = take(ctx, "dinput", grads[0]);
-      if (mask[1]) dtarget = take(ctx, "dtarget", grads[0]);
-      mask = {mask[0] && !dinput.defined(), mask[1] && !dtarget.defined()};
+  std::array<Tensor, 2> operator()(const Tensor& grad, std::array<Tensor, 4>& tensors, const Needs& needs) {
+    const auto& [input, target, weight, pos_weight] = tensors;
+    const auto loss_name = elementwise_loss_name(loss);
+    std::array<Tensor, 2> result;
+    Mask mask = {needs[0], needs[1]};
+    for (int i = 0; i < 2; i++) {
+      if (mask[i] && !at::GradMode::is_enabled()) result[i] = in_advance[i].take(grad);
+      mask[i] = mask[i] && !result[i].defined();
     }
-    if ((dinput.defined() || dtarget.defined()) && !is_one(grads[0])) {
+    if ((result[0].defined() || result[1].defined()) && !is_one(grad)) {
       at::AutoDispatchBelowADInplaceOrView below;
-      ops::elementwise_loss_backward_into(grads[0], or_none(dinput), or_none(dtarget), t[0], t[1], or_none(t[2]),
-                                          or_none(t[3]), loss, reduction);
+      ops::elementwise_loss_backward_into(grad, or_none(result[0]), or_none(result[1]), input, target, or_none(weight),
+                                          or_none(pos_weight), loss_name, reduction);
     }
     if (mask[0] || mask[1]) {
-      auto [computed_dinput, computed_dtarget] =
-          ops::elementwise_loss_backward(grads[0], t[0], t[1], or_none(t[2]), or_none(t[3]), loss, reduction, mask);
-      if (mask[0]) dinput = computed_dinput;
-      if (mask[1]) dtarget = computed_dtarget;
+      auto [dinput, dtarget] = ops::elementwise_loss_backward(grad, input, target, or_none(weight), or_none(pos_weight),
+                                                              loss_name, reduction, mask);
+      if (mask[0]) result[0] = dinput;
+      if (mask[1]) result[1] = dtarget;
     }
-    return {dinput, dtarget, {}, {}, {}, {}};
+    return result;
   }
 };
 
@@ -137,10 +129,20 @@ Tensor differentiable(const Tensor& input, const Tensor& target, const OptionalT
                       const OptionalTensor& pos_weight, std::string_view loss, int64_t reduction) {
   TORCH_CHECK(!any_requires_grad(weight, pos_weight), loss,
               ": expected weights that require no gradient, got one that does");
-  if (any_requires_grad(input, target))
-    return ElementwiseLossFunction::apply(input, target, weight, pos_weight, loss, reduction);
-  at::AutoDispatchBelowADInplaceOrView below;
-  return value_only(input, target, weight, pos_weight, loss, reduction);
+  const bool records = any_requires_grad(input, target);
+  const bool in_advance =
+      records && reduction != at::Reduction::None && computes_in_advance(input) && input.sizes() == target.sizes();
+  const Mask mask = {in_advance && input.requires_grad(), in_advance && target.requires_grad()};
+  auto [value, dinput, dtarget] = [&] {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return ops::elementwise_loss_forward(input, target, weight, pos_weight, loss, reduction, mask);
+  }();
+  if (!records) return value;
+  ElementwiseLossGradients gradients{elementwise_loss_named(loss), reduction};
+  if (mask[0]) gradients.in_advance[0].keep(std::move(dinput));
+  if (mask[1]) gradients.in_advance[1].keep(std::move(dtarget));
+  return recorded(value, std::move(gradients), {input, target},
+                  {input, target, or_undefined(weight), or_undefined(pos_weight)});
 }
 
 // The public operator of that loss, for whatever keys are left.

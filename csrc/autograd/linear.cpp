@@ -7,6 +7,7 @@
 #include "../ops.h"
 #include "activation_composition.h"
 #include "composition.h"
+#include "node.h"
 
 namespace pytorch_ext {
 namespace {
@@ -52,40 +53,28 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad, const Ten
   return {found[0], found[1], found[2]};
 }
 
-class LinearFunction : public torch::autograd::Function<LinearFunction> {
- public:
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-                        std::string_view activation) {
-    at::AutoDispatchBelowADInplaceOrView below;
-    auto [output, saved] = ops::linear_forward(input, weight, bias, activation);
-    const Activation kind = activation_named("linear", activation);
-    const bool saves_output = kind != Activation::none && !saved.defined();
-    // The bias is needed only to form z or y again, differentiably, for a second derivative.
-    const bool forms_it_again = saved.defined();
-    ctx->save_for_backward({forms_it_again ? input : to_save(input, weight),
-                            forms_it_again ? weight : to_save(weight, input), saves_output ? output : saved,
-                            forms_it_again ? or_undefined(bias) : Tensor()});
-    ctx->saved_data["activation"] = std::string(activation);
-    ctx->saved_data["has_bias"] = bias.has_value();
-    return output;
+struct LinearGradients {
+  static constexpr const char* name = "LinearBackward";
+  static constexpr size_t inputs = 3, saved = 4;
+  Activation kind;
+
+  template <class Visit>
+  void each(Visit&& visit) const {
+    visit(static_cast<int64_t>(kind));
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    if (!grads[0].defined()) return {{}, {}, {}, {}};
-    auto t = ctx->get_saved_variables();
-    const auto activation = ctx->saved_data["activation"].toStringRef();
-    const bool has_bias = ctx->saved_data["has_bias"].toBool();
-    std::array<bool, 3> mask = {ctx->needs_input_grad(0), ctx->needs_input_grad(1),
-                                has_bias && ctx->needs_input_grad(2)};
-    Tensor saved = t[2];
+  std::array<Tensor, 3> operator()(const Tensor& grad, std::array<Tensor, 4>& tensors, const Needs& needs) const {
+    const auto& [input, weight, of_forward, bias] = tensors;
+    Tensor saved = of_forward;
     if (saved.defined() && at::GradMode::is_enabled()) {
-      if (saves_input(activation_named("linear", activation)))
-        saved = ops::linear(t[0], t[1], or_none(t[3]), "none");
+      if (saves_input(kind))
+        saved = ops::linear(input, weight, or_none(bias), "none");
       else if (is_relu_mask(saved))
-        saved = ops::linear(t[0], t[1], or_none(t[3]), activation);
+        saved = ops::linear(input, weight, or_none(bias), activation_name(kind));
     }
-    auto [dx, dw, db] = ops::linear_backward(grads[0], t[0], t[1], or_none(saved), activation, mask);
-    return {dx, dw, db, {}};
+    auto [dx, dw, db] = ops::linear_backward(grad, input, weight, or_none(saved), activation_name(kind),
+                                             {needs[0], needs[1], needs[2]});
+    return {dx, dw, db};
   }
 };
 
@@ -95,9 +84,18 @@ Tensor linear_below(const Tensor& input, const Tensor& weight, const OptionalTen
 }
 
 Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, std::string_view activation) {
-  if (any_requires_grad(input, weight, bias)) return LinearFunction::apply(input, weight, bias, activation);
-  at::AutoDispatchBelowADInplaceOrView below;
-  return linear_below(input, weight, bias, activation);
+  auto [output, saved] = [&] {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return ops::linear_forward(input, weight, bias, activation);
+  }();
+  if (!any_requires_grad(input, weight, bias)) return output;
+  const Activation kind = activation_named("linear", activation);
+  const bool saves_output = kind != Activation::none && !saved.defined();
+  // The bias is needed only to form z or y again, differentiably, for a second derivative.
+  const bool forms_it_again = saved.defined();
+  return recorded(output, LinearGradients{kind}, {input, weight, or_undefined(bias)},
+                  {forms_it_again ? input : to_save(input, weight), forms_it_again ? weight : to_save(weight, input),
+                   saves_output ? output : saved, forms_it_again ? or_undefined(bias) : Tensor()});
 }
 
 template <c10::DeviceType device>

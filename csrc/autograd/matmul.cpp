@@ -4,6 +4,7 @@
 
 #include "../ops.h"
 #include "composition.h"
+#include "node.h"
 
 namespace pytorch_ext {
 namespace {
@@ -46,19 +47,15 @@ std::tuple<Tensor, Tensor> matmul_backward(const Tensor& grad, const Tensor& inp
   return {found[0], found[1]};
 }
 
-class MatmulFunction : public torch::autograd::Function<MatmulFunction> {
- public:
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& other) {
-    at::AutoDispatchBelowADInplaceOrView below;
-    ctx->save_for_backward({to_save(input, other), to_save(other, input)});
-    return ops::matmul_forward(input, other);
-  }
+struct MatmulGradients {
+  static constexpr const char* name = "MatmulBackward";
+  static constexpr size_t inputs = 2, saved = 2;
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    if (!grads[0].defined()) return {{}, {}};
-    auto t = ctx->get_saved_variables();
-    auto [dinput, dother] =
-        ops::matmul_backward(grads[0], t[0], t[1], {ctx->needs_input_grad(0), ctx->needs_input_grad(1)});
+  template <class Visit>
+  void each(Visit&&) const {}
+
+  std::array<Tensor, 2> operator()(const Tensor& grad, std::array<Tensor, 2>& tensors, const Needs& needs) const {
+    auto [dinput, dother] = ops::matmul_backward(grad, tensors[0], tensors[1], {needs[0], needs[1]});
     return {dinput, dother};
   }
 };
@@ -66,9 +63,12 @@ class MatmulFunction : public torch::autograd::Function<MatmulFunction> {
 Tensor matmul_below(const Tensor& input, const Tensor& other) { return ops::matmul_forward(input, other); }
 
 Tensor matmul(const Tensor& input, const Tensor& other) {
-  if (any_requires_grad(input, other)) return MatmulFunction::apply(input, other);
-  at::AutoDispatchBelowADInplaceOrView below;
-  return matmul_below(input, other);
+  Tensor output = [&] {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return matmul_below(input, other);
+  }();
+  if (!any_requires_grad(input, other)) return output;
+  return recorded(output, MatmulGradients{}, {input, other}, {to_save(input, other), to_save(other, input)});
 }
 
 template <c10::DeviceType device>

@@ -5,6 +5,7 @@
 #include "../ops.h"
 #include "class_distribution.h"
 #include "composition.h"
+#include "node.h"
 
 namespace pytorch_ext {
 namespace {
@@ -41,35 +42,31 @@ Tensor nll_loss_backward(const Tensor& grad, const Tensor& input, const Tensor& 
   return ops::nll_loss_backward(grad, input, target, weight, reduction, ignore_index);
 }
 
-class NllLossFunction : public torch::autograd::Function<NllLossFunction> {
- public:
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                        int64_t reduction, int64_t ignore_index) {
-    at::AutoDispatchBelowADInplaceOrView below;
-    ctx->save_for_backward({input, target, or_undefined(weight)});
-    ctx->saved_data["reduction"] = reduction;
-    ctx->saved_data["ignore_index"] = ignore_index;
-    return ops::nll_loss_forward(input, target, weight, reduction, ignore_index);
+struct NllLossGradients {
+  static constexpr const char* name = "NllLossBackward";
+  static constexpr size_t inputs = 1, saved = 3;
+  int64_t reduction, ignore_index;
+
+  template <class Visit>
+  void each(Visit&& visit) const {
+    visit(reduction), visit(ignore_index);
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    if (!grads[0].defined()) return {{}, {}, {}, {}, {}};
-    const auto t = ctx->get_saved_variables();
-    return {ops::nll_loss_backward(grads[0], t[0], t[1], or_none(t[2]), ctx->saved_data["reduction"].toInt(),
-                                   ctx->saved_data["ignore_index"].toInt()),
-            {},
-            {},
-            {},
-            {}};
+  std::array<Tensor, 1> operator()(const Tensor& grad, std::array<Tensor, 3>& tensors, const Needs&) const {
+    const auto& [input, target, weight] = tensors;
+    return {ops::nll_loss_backward(grad, input, target, or_none(weight), reduction, ignore_index)};
   }
 };
 
 Tensor nll_loss(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
                 int64_t ignore_index) {
   TORCH_CHECK(!any_requires_grad(weight), "nll_loss: expected a weight that requires no gradient, got one that does");
-  if (any_requires_grad(input)) return NllLossFunction::apply(input, target, weight, reduction, ignore_index);
-  at::AutoDispatchBelowADInplaceOrView below;
-  return ops::nll_loss_forward(input, target, weight, reduction, ignore_index);
+  Tensor loss = [&] {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return ops::nll_loss_forward(input, target, weight, reduction, ignore_index);
+  }();
+  if (!any_requires_grad(input)) return loss;
+  return recorded(loss, NllLossGradients{reduction, ignore_index}, {input}, {input, target, or_undefined(weight)});
 }
 
 // Stock computes this loss in float32 under autocast.

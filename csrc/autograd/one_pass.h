@@ -7,7 +7,6 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
-#include <torch/csrc/autograd/custom_function.h>
 
 #include "../launch/kernel.h"
 
@@ -25,25 +24,26 @@ inline bool holds_numbers(const at::Tensor& t) {
 // Whether a forward pass may compute gradients for a gradient of 1.
 inline bool computes_in_advance(const at::Tensor& input) { return holds_numbers(input); }
 
-inline void keep(torch::autograd::AutogradContext* ctx, const char* name, at::Tensor gradient) {
-  if (const int64_t number = capture_number(gradient)) ctx->saved_data["capture"] = number;
-  ctx->saved_data[name] = std::move(gradient);
-}
-
-// The gradient of that name, if the forward pass left one, once: who receives it owns it. Not where a graph records
-// the forward pass without the backward pass or the other way round: replayed alone, a backward pass would meet what
-// its last replay left.
-inline at::Tensor take(torch::autograd::AutogradContext* ctx, const char* name, const at::Tensor& grad) {
-  auto found = ctx->saved_data.find(name);
-  if (found == ctx->saved_data.end() || !holds_numbers(grad)) return {};
-  if (grad.is_cuda()) {
-    auto capture = ctx->saved_data.find("capture");
-    if (capture_number(grad) != (capture == ctx->saved_data.end() ? 0 : capture->second.toInt())) return {};
+// A gradient that the forward pass left for the backward pass.
+class InAdvance {
+ public:
+  void keep(at::Tensor gradient) {
+    capture_ = capture_number(gradient);
+    gradient_ = std::move(gradient);
   }
-  at::Tensor gradient = std::move(found->second).toTensor();
-  ctx->saved_data.erase(found);
-  return gradient;
-}
+
+  // It, if there is one, once: who receives it owns it. Not where a graph records the forward pass without the backward
+  // pass or the other way round: replayed alone, a backward pass would meet what its last replay left.
+  at::Tensor take(const at::Tensor& grad) {
+    if (!gradient_.defined() || !holds_numbers(grad)) return {};
+    if (grad.is_cuda() && capture_number(grad) != capture_) return {};
+    return std::move(gradient_);
+  }
+
+ private:
+  at::Tensor gradient_;
+  int64_t capture_ = 0;
+};
 
 // Whether `grad` is exactly 1, known without waiting for a device.
 inline bool is_one(const at::Tensor& grad) {

@@ -4,6 +4,7 @@
 
 #include "../ops.h"
 #include "composition.h"
+#include "node.h"
 
 namespace pytorch_ext {
 namespace {
@@ -39,23 +40,19 @@ Tensor softmax_backward(const Tensor& grad, const Tensor& output, int64_t dim, b
   return ops::softmax_backward(grad, output, dim, logarithm);
 }
 
-class SoftmaxFunction : public torch::autograd::Function<SoftmaxFunction> {
- public:
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, int64_t dim, bool logarithm) {
-    at::AutoDispatchBelowADInplaceOrView below;
-    Tensor output = ops::softmax_forward(input, dim, logarithm);
-    ctx->save_for_backward({output});
-    ctx->saved_data["dim"] = dim;
-    ctx->saved_data["logarithm"] = logarithm;
-    return output;
+struct SoftmaxGradients {
+  static constexpr const char* name = "SoftmaxBackward";
+  static constexpr size_t inputs = 1, saved = 1;
+  int64_t dim;
+  bool logarithm;
+
+  template <class Visit>
+  void each(Visit&& visit) const {
+    visit(dim), visit(logarithm);
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    if (!grads[0].defined()) return {{}, {}, {}};
-    return {ops::softmax_backward(grads[0], ctx->get_saved_variables()[0], ctx->saved_data["dim"].toInt(),
-                                  ctx->saved_data["logarithm"].toBool()),
-            {},
-            {}};
+  std::array<Tensor, 1> operator()(const Tensor& grad, std::array<Tensor, 1>& tensors, const Needs&) const {
+    return {ops::softmax_backward(grad, tensors[0], dim, logarithm)};
   }
 };
 
@@ -68,9 +65,13 @@ Tensor softmax_below(const Tensor& input, int64_t dim, OptionalType dtype) {
 
 template <bool logarithm>
 Tensor softmax(const Tensor& input, int64_t dim, OptionalType dtype) {
-  if (any_requires_grad(input)) return SoftmaxFunction::apply(in_dtype(input, dtype), dim, logarithm);
-  at::AutoDispatchBelowADInplaceOrView below;
-  return softmax_below<logarithm>(input, dim, dtype);
+  const Tensor converted = in_dtype(input, dtype);
+  Tensor output = [&] {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return ops::softmax_forward(converted, dim, logarithm);
+  }();
+  if (!any_requires_grad(converted)) return output;
+  return recorded(output, SoftmaxGradients{dim, logarithm}, {converted}, {output});
 }
 
 // Stock computes in float32 under autocast for CUDA, unless a dtype is given; for the CPU it has no rule.

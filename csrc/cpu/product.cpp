@@ -165,6 +165,7 @@ void multiply_tiles(const Block<S>& p) {
 
 template <class S>
 void multiply_block(const Block<S>& p) {
+  if (p.K == 1 && p.B.column == 1) return outer_product(p);
   if (p.B.row == 1 && p.M <= FEW_ROWS) {
     if (p.M == 1 && p.N == 1 && p.A.column == 1 && p.K > PRODUCT_CHUNK) {
       compute_t<S> total = inner_product(p.K, p.A.data, p.B.data);

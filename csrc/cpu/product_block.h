@@ -40,14 +40,15 @@ INLINE_HD bool sums_are_results(const Block<S>& p) {
   return SUMS_IN_C<S> && !p.bias && !p.preactivation && p.activation == Activation::none;
 }
 
-// C = activation(total + bias) over the whole block.
-template <class S, class F>
-void finish_with(const Block<S>& p, const compute_t<S>* total, int64_t total_row, F f) {
+// C = activation(total + bias) over the whole block; totals(i, j, left) are those of columns j, j + 1, ..., `left` at
+// most.
+template <class S, class Totals, class F>
+void finish_with(const Block<S>& p, Totals&& totals, F f) {
   using V = ComputeV<S>;
   for (int64_t i = 0; i < p.M; i++)
     for (int64_t j = 0; j < p.N; j += V::size) {
       int64_t left = p.N - j, at = i * p.c_row + j;
-      V z = load(total + i * total_row + j, left, compute_t<S>(0));
+      V z = totals(i, j, left);
       if (p.bias) z = add(z, p.bias_step ? load(p.bias + j, left, compute_t<S>(0)) : V(widen(*p.bias)));
       if (p.preactivation) store(p.preactivation + at, z, left);
       store(p.C + at, f.value(z), left);
@@ -56,7 +57,10 @@ void finish_with(const Block<S>& p, const compute_t<S>* total, int64_t total_row
 template <class S>
 void finish(const Block<S>& p, const compute_t<S>* total, int64_t total_row) {
   if (sums_are_results(p)) return;
-  with_activation(p.activation, [&](auto f) { finish_with(p, total, total_row, f); });
+  auto totals = [=](int64_t i, int64_t j, int64_t left) {
+    return load(total + i * total_row + j, left, compute_t<S>(0));
+  };
+  with_activation(p.activation, [&](auto f) { finish_with(p, totals, f); });
 }
 
 }  // namespace pytorch_ext::PYTORCH_EXT_ISA

@@ -1,5 +1,5 @@
-// Products of few rows with the transpose of a row-major matrix (a linear layer on a small batch), and inner products:
-// too little work to be worth packing, so squares of B are transposed in registers and used at once.
+// Products of few rows with the transpose of a row-major matrix (a linear layer on a small batch), inner and outer
+// products: too little work to be worth packing, so squares of B are transposed in registers and used at once.
 #pragma once
 
 #include "product_block.h"
@@ -8,6 +8,7 @@
 namespace pytorch_ext::PYTORCH_EXT_ISA {
 
 constexpr int FEW_ROWS = 4;
+constexpr int SQUARES_AHEAD = 2;
 
 // One chunk of A's rows, contiguous and in the compute type: where they lie, or a copy.
 template <class S, int ROWS>
@@ -37,7 +38,7 @@ INLINE_HD void multiply_squares(const ChunkOfRows<S, ROWS>& x, const Lines<S>* l
 #pragma GCC unroll 2
   for (int g = 0; g < GROUPS; g++) {
     Square<compute_t<S>> square;
-    lines[g].load_square(begin + k, depth, square);
+    lines[g].template load_square<SQUARES_AHEAD>(begin + k, depth, square);
 #pragma GCC unroll 16
     for (int q = 0; q < ComputeV<S>::size; q++)
       if (q < depth)
@@ -105,12 +106,25 @@ INLINE_HD ComputeV<S> inner_products_of_chunks(const S* x, const S* y, int64_t c
   V sums = constant<V>(compute_t<S>(0));
   for (int64_t k = 0; k < PRODUCT_CHUNK; k += V::size) {
     Square<compute_t<S>> xs, ys;
-    x_chunks.load_square(k, V::size, xs);
-    y_chunks.load_square(k, V::size, ys);
+    x_chunks.template load_square<SQUARES_AHEAD>(k, V::size, xs);
+    y_chunks.template load_square<SQUARES_AHEAD>(k, V::size, ys);
 #pragma GCC unroll 16
     for (int q = 0; q < V::size; q++) sums = fma(xs.rows[q], ys.rows[q], sums);
   }
   return sums;
+}
+
+// The same of so few chunks that their chains of additions, side by side, take no longer than the transpositions.
+constexpr int FEW_CHUNKS = 4;
+template <class S>
+void inner_products_of_few_chunks(const S* x, const S* y, int64_t count, compute_t<S>* out) {
+  compute_t<S> sums[FEW_CHUNKS] = {};
+  int64_t chunk[FEW_CHUNKS];
+  for (int i = 0; i < FEW_CHUNKS; i++) chunk[i] = (i < count ? i : count - 1) * PRODUCT_CHUNK;
+  for (int64_t k = 0; k < PRODUCT_CHUNK; k++)
+#pragma GCC unroll 4
+    for (int i = 0; i < FEW_CHUNKS; i++) sums[i] = fma(widen(x[chunk[i] + k]), widen(y[chunk[i] + k]), sums[i]);
+  for (int i = 0; i < FEW_CHUNKS; i++) out[i] = sums[i];
 }
 
 // One output: successive chunks of K side by side in the lanes.
@@ -121,14 +135,20 @@ compute_t<S> inner_product(int64_t K, const S* x, const S* y) {
   T total(0);
   auto append = [&](int64_t chunk, T sum) { total = chunk == 0 ? sum : add(total, sum); };
   const int64_t whole = K / PRODUCT_CHUNK, rest = whole * PRODUCT_CHUNK;
-  for (int64_t c = 0; c < whole; c += lanes) {
+  for (int64_t c = 0; c < whole;) {
     const S *xs = x + c * PRODUCT_CHUNK, *ys = y + c * PRODUCT_CHUNK;
-    // A constant count, wherever it is one, makes the chunks' distances constants too.
-    const auto sums =
-        whole - c >= lanes ? inner_products_of_chunks(xs, ys, lanes) : inner_products_of_chunks(xs, ys, whole - c);
-    T chunks[lanes];
-    store(chunks, sums);
-    for (int i = 0; i < lanes && c + i < whole; i++) append(c + i, chunks[i]);
+    const int64_t left = whole - c;
+    T chunks[lanes < FEW_CHUNKS ? FEW_CHUNKS : lanes];
+    int64_t count = left < FEW_CHUNKS ? left : FEW_CHUNKS;
+    if (left > FEW_CHUNKS) {
+      count = left < lanes ? left : lanes;
+      // A constant count, wherever it is one, makes the chunks' distances constants too.
+      store(chunks, count == lanes ? inner_products_of_chunks(xs, ys, lanes) : inner_products_of_chunks(xs, ys, count));
+    } else {
+      inner_products_of_few_chunks(xs, ys, count, chunks);
+    }
+    for (int64_t i = 0; i < count; i++) append(c + i, chunks[i]);
+    c += count;
   }
   if (rest < K || K == 0) {
     T sum(0);
@@ -136,6 +156,17 @@ compute_t<S> inner_product(int64_t K, const S* x, const S* y) {
     append(whole, sum);
   }
   return total;
+}
+
+// A column times a row: one product of numbers per output, which an fma with +0 and this sum round alike.
+template <class S>
+void outer_product(const Block<S>& p) {
+  using V = ComputeV<S>;
+  auto products = [&p](int64_t i, int64_t j, int64_t left) {
+    const V a(widen(p.A.data[i * p.A.row]));
+    return add(mul(a, load(p.B.data + j, left, compute_t<S>(0))), constant<V>(compute_t<S>(0)));
+  };
+  with_activation(p.activation, [&](auto f) { finish_with(p, products, f); });
 }
 
 }  // namespace pytorch_ext::PYTORCH_EXT_ISA

@@ -1,11 +1,8 @@
 // Activations on their own: memory and checks; the arithmetic is in the kernel.
 #include "../cpu/activation.h"
 
-#include <ATen/ops/empty_like.h>
-
 #include "activation_names.h"
 #include "covers.h"
-#include "huge_pages.h"
 #include "kernel.h"
 
 namespace pytorch_ext {
@@ -17,11 +14,11 @@ bool covers_activation(const Tensor& input, std::string_view kind) {
 namespace {
 
 // The elements without gaps, in the order of memory that torch gives a result: a tensor's own where it has no gaps.
-Tensor without_gaps(const Tensor& t) { return t.is_non_overlapping_and_dense() ? t : at::empty_like(t).copy_(t); }
+Tensor without_gaps(const Tensor& t) { return t.is_non_overlapping_and_dense() ? t : new_like(t).copy_(t); }
 
 Tensor activation_forward(const Tensor& input, std::string_view name) {
   const Activation kind = activation_named("activation", name);
-  const Tensor x = without_gaps(input), output = in_huge_pages(at::empty_like(x));
+  const Tensor x = without_gaps(input), output = new_like(x);
   WITH_STORAGE_TYPE("activation", input.scalar_type(),
                     [&] { RUN_KERNEL(input, activation<S>)(kind, x.numel(), data<S>(x), mutable_data<S>(output)); });
   return output;
@@ -32,8 +29,8 @@ Tensor activation_backward(const Tensor& grad, const Tensor& saved, std::string_
   check_same("activation_backward", "grad", grad, saved);
   TORCH_CHECK(grad.sizes() == saved.sizes(), "activation_backward: expected grad ", saved.sizes(), ", got ",
               grad.sizes());
-  const Tensor s = without_gaps(saved), dinput = in_huge_pages(at::empty_like(s));
-  const Tensor g = grad.strides() == s.strides() ? grad : at::empty_like(s).copy_(grad);
+  const Tensor s = without_gaps(saved), dinput = new_like(s);
+  const Tensor g = grad.strides() == s.strides() ? grad : new_like(s).copy_(grad);
   WITH_STORAGE_TYPE("activation_backward", saved.scalar_type(), [&] {
     RUN_KERNEL(saved, activation_gradient<S>)(kind, s.numel(), data<S>(g), data<S>(s), mutable_data<S>(dinput));
   });

@@ -10,10 +10,13 @@
 
 namespace pytorch_ext {
 
+constexpr std::string_view ACTIVATION_NAMES[] = {"none", "relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu"};
+
+inline std::string_view activation_name(Activation kind) { return ACTIVATION_NAMES[static_cast<int>(kind)]; }
+
 inline std::optional<Activation> find_activation(std::string_view name) {
-  constexpr std::string_view names[] = {"none", "relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "silu"};
   for (int i = 0; i < 7; i++)
-    if (name == names[i]) return static_cast<Activation>(i);
+    if (name == ACTIVATION_NAMES[i]) return static_cast<Activation>(i);
   return std::nullopt;
 }
 

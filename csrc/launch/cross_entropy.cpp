@@ -2,7 +2,6 @@
 
 #include "class_targets.h"
 #include "covers.h"
-#include "huge_pages.h"
 #include "kernel.h"
 
 namespace pytorch_ext {
@@ -26,7 +25,7 @@ std::tuple<Tensor, Tensor> cross_entropy_forward(const Tensor& input, const Tens
                                                  double label_smoothing, bool with_gradient) {
   const ClassOperands o = class_operands("cross_entropy", input, target, weight, reduction, ignore_index);
   Tensor loss = empty(loss_sizes(input, target, reduction), input), dinput;
-  if (with_gradient) dinput = in_huge_pages(o.new_gradient(input));
+  if (with_gradient) dinput = o.new_gradient(input);
   WITH_STORAGE_TYPE("cross_entropy", input.scalar_type(), [&] {
     auto p = cross_entropy_arguments<S>(o, reduction, ignore_index, label_smoothing);
     p.loss = mutable_data<S>(loss);
@@ -57,9 +56,9 @@ std::tuple<Tensor, Tensor> cross_entropy_backward(const Tensor& grad, const Tens
   const Tensor g = loss_gradient("cross_entropy_backward", grad, input, target, reduction);
   const bool probabilities = at::isFloatingType(target.scalar_type());
   Tensor dinput, dtarget, in_rows;
-  if (mask[0]) dinput = in_huge_pages(o.new_gradient(input));
+  if (mask[0]) dinput = o.new_gradient(input);
   if (mask[1] && probabilities) {
-    dtarget = in_rows = in_huge_pages(empty(o.target.sizes(), target));
+    dtarget = in_rows = empty(o.target.sizes(), target);
     if (o.classes_last) dtarget = in_rows.movedim(-1, 1);
   }
   write_gradients(o, g, reduction, ignore_index, label_smoothing, dinput, in_rows, /*in_advance=*/false);

@@ -3,6 +3,7 @@
 
 #if defined(PYTORCH_EXT_CUDA)
 
+#include <ATen/ops/empty.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 namespace pytorch_ext {

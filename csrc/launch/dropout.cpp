@@ -2,7 +2,6 @@
 #include "dropout.h"
 
 #include <ATen/CPUGeneratorImpl.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/scalar_tensor.h>
 
 #include <mutex>
@@ -32,7 +31,7 @@ Tensor dropout_forward(const Tensor& input, double p, const Tensor& key) {
   TORCH_CHECK(key.is_cpu() && key.scalar_type() == at::kLong && key.numel() == 1,
               "dropout: expected key to be one int64 on the CPU, got ", key.scalar_type(), " ", key.sizes(), " on ",
               key.device());
-  Tensor x = input.contiguous(), output = at::empty_like(input);
+  Tensor x = input.contiguous(), output = new_like(input);
   Tensor y = output.is_contiguous() ? output : empty(input.sizes(), input);
   WITH_STORAGE_TYPE("dropout", input.scalar_type(), [&] {
     const auto word = static_cast<uint64_t>(*data<int64_t>(key));

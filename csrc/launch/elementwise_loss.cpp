@@ -7,7 +7,6 @@
 #include <ATen/ops/logical_and.h>
 
 #include "covers.h"
-#include "huge_pages.h"
 #include "reduce.h"
 
 namespace pytorch_ext {
@@ -122,8 +121,8 @@ std::tuple<Tensor, Tensor, Tensor> elementwise_loss_forward(const Tensor& input,
   const ElementwiseOperands o = elementwise_operands(input, target, weight, pos_weight, kind, reduction);
   Tensor value = empty(value_sizes(o, reduction), input);
   Tensor dinput, dtarget;
-  if (mask[0]) dinput = in_huge_pages(empty(o.sizes, input));
-  if (mask[1]) dtarget = in_huge_pages(empty(o.sizes, input));
+  if (mask[0]) dinput = empty(o.sizes, input);
+  if (mask[1]) dtarget = empty(o.sizes, input);
   bool valid = true;
   WITH_STORAGE_TYPE("elementwise_loss", input.scalar_type(), [&] {
     auto p = o.arrays<S>(kind, reduction);
@@ -164,8 +163,8 @@ std::tuple<Tensor, Tensor> elementwise_loss_backward(const Tensor& grad, const T
   const ElementwiseOperands o = elementwise_operands(input, target, weight, pos_weight, kind, reduction);
   check_gradient("elementwise_loss_backward", grad, input, value_sizes(o, reduction));
   Tensor dinput, dtarget;
-  if (mask[0]) dinput = in_huge_pages(empty(o.sizes, input));
-  if (mask[1]) dtarget = in_huge_pages(empty(o.sizes, input));
+  if (mask[0]) dinput = empty(o.sizes, input);
+  if (mask[1]) dtarget = empty(o.sizes, input);
   write_gradients(o, grad.contiguous(), kind, reduction, dinput, dtarget, /*in_advance=*/false);
   if (mask[0]) dinput = sum_to_size(dinput, input.sizes());
   if (mask[1]) dtarget = sum_to_size(dtarget, target.sizes());

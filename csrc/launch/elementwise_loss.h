@@ -8,10 +8,16 @@
 
 namespace pytorch_ext {
 
+constexpr std::string_view ELEMENTWISE_LOSS_NAMES[] = {"mse_loss", "binary_cross_entropy",
+                                                       "binary_cross_entropy_with_logits"};
+
+inline std::string_view elementwise_loss_name(ElementwiseLoss loss) {
+  return ELEMENTWISE_LOSS_NAMES[static_cast<int>(loss)];
+}
+
 inline ElementwiseLoss elementwise_loss_named(std::string_view name) {
-  constexpr std::string_view names[] = {"mse_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits"};
   for (int i = 0; i < 3; i++)
-    if (name == names[i]) return static_cast<ElementwiseLoss>(i);
+    if (name == ELEMENTWISE_LOSS_NAMES[i]) return static_cast<ElementwiseLoss>(i);
   TORCH_CHECK(false,
               "elementwise_loss: expected loss mse_loss, binary_cross_entropy or binary_cross_entropy_with_logits,"
               " got ",

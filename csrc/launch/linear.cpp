@@ -1,4 +1,5 @@
 // linear: y = activation(x W^T + b) and its gradients. Memory and launch shapes; the arithmetic is in the kernels.
+#include <ATen/ops/empty.h>
 #include <ATen/Context.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/linear.h>
@@ -6,7 +7,6 @@
 
 #include "../cpu/linear.h"
 #include "activation_names.h"
-#include "huge_pages.h"
 #include "tensor_cores.h"
 
 namespace pytorch_ext {
@@ -82,7 +82,7 @@ std::tuple<Tensor, Tensor> linear_forward(const Tensor& input, const Tensor& wei
   WITH_STORAGE_TYPE("linear", input.scalar_type(), [&] {
     TensorCoreProduct<S> p{{rows.size(0), N, weight.size(1), view<S>(rows), transposed<S>(weight), nullptr, N}};
     if (!covers_product(input, p)) return;
-    output = in_huge_pages(empty(sizes, input));
+    output = empty(sizes, input);
     p.C = mutable_data<S>(output);
     p.bias = data<S>(b);
     p.activation = kind;
@@ -138,7 +138,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad, const Ten
     }
     auto multiply = [&](TensorCoreProduct<S> p, Tensor& result, at::IntArrayRef sizes) {
       if (!covers_product(input, p)) return;
-      result = in_huge_pages(empty(sizes, input));
+      result = empty(sizes, input);
       p.C = mutable_data<S>(result);
       run_product(input, p);
     };

@@ -1,9 +1,9 @@
 // matmul: torch.matmul's shapes, each one a batch of products, and their gradients, which are products too.
+#include <ATen/ops/empty.h>
 #include <ATen/ExpandUtils.h>
 #include <ATen/TensorUtils.h>
 #include <ATen/ops/matmul.h>
 
-#include "huge_pages.h"
 #include "reduce.h"
 #include "tensor_cores.h"
 
@@ -107,7 +107,7 @@ Tensor product_of(const Tensor& A, const Tensor& B) {
     TensorCoreProduct<S> p{{rows, N, K, view<S>(a), view<S>(B), nullptr, N}};
     std::array<Tensor, 2> offsets;
     if ((count != 1 && !place_batch(p, A, B, batch, count, offsets)) || !covers_product(A, p)) return;
-    C = in_huge_pages(empty(with_matrix(batch, M, N), A));
+    C = empty(with_matrix(batch, M, N), A);
     p.C = mutable_data<S>(C);
     run_product(A, p);
   });

@@ -1,5 +1,4 @@
 // nll_loss: memory and checks, those of cross_entropy's class targets among them; the arithmetic is in the kernels.
-#include <ATen/ops/empty_like.h>
 
 #include "class_targets.h"
 #include "covers.h"
@@ -78,7 +77,7 @@ ClassOperands class_operands(const char* op, const Tensor& input, const Tensor& 
 }
 
 Tensor ClassOperands::new_gradient(const Tensor& of) const {
-  return classes_last ? at::empty_like(input) : empty(of.sizes(), of);
+  return classes_last ? new_like(input) : empty(of.sizes(), of);
 }
 
 at::DimVector loss_sizes(const Tensor& input, const Tensor& target, int64_t reduction) {

@@ -2,6 +2,7 @@
 // cover.
 #include "optimizers.h"
 
+#include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <cmath>

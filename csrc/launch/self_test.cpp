@@ -2,6 +2,7 @@
 // says.
 #include "self_test.h"
 
+#include <ATen/ops/empty.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/zeros.h>

@@ -2,7 +2,6 @@
 #include "../cpu/softmax.h"
 
 #include "covers.h"
-#include "huge_pages.h"
 #include "kernel.h"
 #include "row_shape.h"
 
@@ -18,7 +17,7 @@ namespace {
 
 Tensor softmax_forward(const Tensor& input, int64_t dim, bool logarithm) {
   const RowShape shape(input.sizes(), dim);
-  Tensor output = in_huge_pages(empty(input.sizes(), input));
+  Tensor output = empty(input.sizes(), input);
   if (!output.numel()) return output;
   // Rows may lie apart, as those of a slice do.
   const bool as_it_is = input.dim() == 2 && shape.inner == 1 && shape.outer == input.size(0) && input.stride(1) == 1;
@@ -38,7 +37,7 @@ Tensor softmax_backward(const Tensor& grad, const Tensor& output, int64_t dim, b
   TORCH_CHECK(grad.sizes() == output.sizes(), "softmax_backward: expected grad ", output.sizes(), ", got ",
               grad.sizes());
   const RowShape shape(output.sizes(), dim);
-  Tensor dinput = in_huge_pages(empty(output.sizes(), output));
+  Tensor dinput = empty(output.sizes(), output);
   if (!dinput.numel()) return dinput;
   const Tensor g = grad.contiguous(), y = output.contiguous();
   WITH_STORAGE_TYPE("softmax_backward", output.scalar_type(), [&] {

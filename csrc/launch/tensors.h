@@ -2,10 +2,10 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
 
 #include "../numerics/kinds.h"
+#include "new_tensors.h"
 
 namespace pytorch_ext {
 
@@ -48,11 +48,6 @@ const S* data(const OptionalTensor& t) {
 template <class S>
 S* mutable_data(const Tensor& t) {
   return t.defined() ? static_cast<S*>(t.mutable_data_ptr()) : nullptr;
-}
-
-// A new contiguous tensor on the device and with the dtype of `like`.
-inline Tensor empty(at::IntArrayRef sizes, const Tensor& like) {
-  return at::empty(sizes, like.options().memory_format(std::nullopt));
 }
 
 inline void check_same(const char* op, const char* name, const Tensor& t, const Tensor& reference) {

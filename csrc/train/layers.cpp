@@ -9,13 +9,12 @@
 #include "../cpu/softmax.h"
 #include "../launch/activation_names.h"
 #include "../launch/dropout.h"
-#include "../launch/huge_pages.h"
 #include "../launch/row_shape.h"
 
 namespace pytorch_ext::train {
 
 void* Buffer::get(int64_t count, const Tensor& like) {
-  if (!storage_.defined() || storage_.numel() < count) storage_ = in_huge_pages(empty({count}, like));
+  if (!storage_.defined() || storage_.numel() < count) storage_ = empty({count}, like);
   return storage_.mutable_data_ptr();
 }
 

@@ -1,6 +1,7 @@
 // TrainStep: forward, loss, backward and update of a chain of layers in one call from Python.
 #include "train_step.h"
 
+#include <ATen/ops/empty.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/empty_like.h>

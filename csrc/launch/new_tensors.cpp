@@ -1,0 +1,156 @@
+#include "new_tensors.h"
+
+#include <ATen/Context.h>
+#include <ATen/EmptyTensor.h>
+#include <ATen/ExpandUtils.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <c10/core/CPUAllocator.h>
+
+#include <cstdlib>
+#include <mutex>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace pytorch_ext {
+namespace {
+
+#if defined(__linux__) && defined(MADV_HUGEPAGE) && defined(MADV_FREE)
+
+constexpr size_t PAGE = size_t(2) << 20, LARGE_BYTES = 2 * PAGE, DEFAULT_KEPT_MEGABYTES = 256;
+
+struct Block {
+  void* data;
+  size_t bytes;
+};
+
+// Blocks nobody uses. The system may take their pages back whenever it is short of memory.
+class KeptBlocks {
+ public:
+  // The smallest block that fits and is not much larger; {nullptr, 0} where there is none.
+  Block take(size_t bytes) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    auto best = blocks_.end();
+    for (auto b = blocks_.begin(); b != blocks_.end(); ++b)
+      if (b->bytes >= bytes && b->bytes <= bytes + bytes / 4 && (best == blocks_.end() || b->bytes < best->bytes))
+        best = b;
+    if (best == blocks_.end()) return {nullptr, 0};
+    Block found = *best;
+    blocks_.erase(best);
+    bytes_ -= found.bytes;
+    return found;
+  }
+
+  // The longest unused go first where there are too many.
+  void keep(Block block) {
+    madvise(block.data, block.bytes, MADV_FREE);
+    std::lock_guard<std::mutex> lock(mutex_);
+    blocks_.push_back(block);
+    bytes_ += block.bytes;
+    shrink_to(most_);
+  }
+
+  void free() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    shrink_to(0);
+  }
+
+ private:
+  void shrink_to(size_t most) {
+    while (bytes_ > most) {
+      munmap(blocks_.front().data, blocks_.front().bytes);
+      bytes_ -= blocks_.front().bytes;
+      blocks_.erase(blocks_.begin());
+    }
+  }
+  static size_t megabytes() {
+    const char* text = std::getenv("PYTORCH_EXT_KEEP_MB");
+    return text ? std::strtoull(text, nullptr, 10) : DEFAULT_KEPT_MEGABYTES;
+  }
+
+  std::mutex mutex_;
+  std::vector<Block> blocks_;
+  size_t bytes_ = 0;
+  const size_t most_ = megabytes() << 20;
+};
+
+KeptBlocks& kept() {
+  static auto* blocks = new KeptBlocks;  // outlives tensors that are freed when the process ends
+  return *blocks;
+}
+
+// Whole huge pages, as far as the system has some.
+Block map(size_t bytes) {
+  void* mapped = mmap(nullptr, bytes + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) return {nullptr, 0};
+  auto* begin = static_cast<char*>(mapped);
+  const size_t before = (PAGE - reinterpret_cast<uintptr_t>(begin) % PAGE) % PAGE;
+  if (before) munmap(begin, before);
+  if (before < PAGE) munmap(begin + before + bytes, PAGE - before);
+  madvise(begin + before, bytes, MADV_HUGEPAGE);
+  return {begin + before, bytes};
+}
+
+void release(void* context) {
+  auto* block = static_cast<Block*>(context);
+  c10::profiledCPUMemoryReporter().Delete(block->data);
+  kept().keep(*block);
+  delete block;
+}
+
+class LargeAllocator final : public c10::Allocator {
+ public:
+  c10::DataPtr allocate(size_t bytes) override {
+    const size_t whole = (bytes + PAGE - 1) / PAGE * PAGE;
+    Block block = kept().take(whole);
+    if (!block.data) block = map(whole);
+    if (!block.data) return c10::GetCPUAllocator()->allocate(bytes);  // torch's own error, where memory is out
+    c10::profiledCPUMemoryReporter().New(block.data, block.bytes);
+    return {block.data, new Block(block), &release, c10::Device(c10::kCPU)};
+  }
+  void copy_data(void* to, const void* from, size_t count) const override { default_copy_data(to, from, count); }
+};
+
+c10::Allocator* allocator_for(size_t bytes) {
+  static LargeAllocator large;
+  return bytes >= LARGE_BYTES ? &large : c10::GetCPUAllocator();
+}
+void free_kept() { kept().free(); }
+
+#else
+c10::Allocator* allocator_for(size_t) { return c10::GetCPUAllocator(); }
+void free_kept() {}
+#endif
+
+// Whether torch wants to fill what is new: then it has to make it.
+bool torch_fills() {
+  return at::globalContext().deterministicAlgorithms() && at::globalContext().deterministicFillUninitializedMemory();
+}
+
+constexpr c10::DispatchKeySet CPU_KEYS(c10::DispatchKey::CPU);
+
+}  // namespace
+
+at::Tensor empty(at::IntArrayRef sizes, const at::Tensor& like) {
+  if (!like.is_cpu() || torch_fills()) return at::empty(sizes, like.options().memory_format(std::nullopt));
+  const auto bytes = static_cast<size_t>(c10::multiply_integers(sizes)) * like.itemsize();
+  return at::detail::empty_generic(sizes, allocator_for(bytes), CPU_KEYS, like.scalar_type(), std::nullopt);
+}
+
+at::Tensor new_like(const at::Tensor& like) {
+  if (!like.is_cpu() || torch_fills()) return at::empty_like(like);
+  at::DimVector strides(like.strides());
+  if (!like.is_non_overlapping_and_dense()) {
+    const auto dense = at::infer_dense_strides(like.sizes(), like.strides());
+    strides.assign(dense.begin(), dense.end());
+  }
+  const auto bytes = static_cast<size_t>(like.numel()) * like.itemsize();
+  return at::detail::empty_strided_generic(like.sizes(), strides, allocator_for(bytes), CPU_KEYS, like.scalar_type());
+}
+
+void free_kept_memory() { free_kept(); }
+
+}  // namespace pytorch_ext
