@@ -1,5 +1,7 @@
 """What is measured: operators by shape, and whole training steps of the models."""
 
+import functools
+
 import torch
 from converted_cases import converted
 
@@ -46,6 +48,18 @@ def products():
     )
     a, b = torch.randn(16, 64, 64), torch.randn(16, 64, 64)
     yield "matmul 16x64x64x64 forward", forward(F.matmul, torch.matmul, a, b)
+
+
+def attention():
+    op = "scaled_dot_product_attention"
+    for shape in [(2, 4, 16, 16), (8, 8, 128, 64), (8, 8, 512, 64), (2, 12, 1024, 64)]:
+        for causal in (False, True):
+            ours, theirs = (functools.partial(getattr(ns, op), is_causal=causal) for ns in (F, stock))
+            inputs = [torch.randn(shape) for _ in range(3)]
+            leaves = [t.clone().requires_grad_() for t in inputs]
+            name = f"{op} {'x'.join(map(str, shape))}{', causal' if causal else ''}"
+            yield f"{name} forward", forward(ours, theirs, *inputs)
+            yield f"{name} forward+backward", both(ours, theirs, *leaves)
 
 
 def rows():
@@ -164,6 +178,7 @@ def optimizers():
 
 GROUPS = {
     "products": products,
+    "attention": attention,
     "rows": rows,
     "optimizers": optimizers,
     "steps": training_steps,

@@ -1,0 +1,149 @@
+"""scaled_dot_product_attention: products, softmax and dropout of this package, one after the other."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from ..triton_coverage import in_transform, is_ordinary
+from .checks import broadcast, expands, expect, expect_tensors
+from .composition import with_composed_derivative
+from .dropout import dropout
+from .matmul import matmul
+from .paths import choice, is_traced, library_for, overridden, products_are_ieee, traceable
+from .softmax import softmax
+
+OP = "scaled_dot_product_attention"
+# 16 bits are left to stock: its operator keeps the scores in float32, where ours, one by one, would round them.
+DTYPES = (torch.float32, torch.float64)
+
+
+def scaled_dot_product_attention(
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False
+):
+    """``torch.nn.functional.scaled_dot_product_attention``.
+
+    query ``(..., L, E)``, key ``(..., S, E)``, value ``(..., S, Ev)``; attn_mask expands to ``(..., L, S)``. The result
+    is ``dropout(softmax((query * scale) @ key.mT + mask)) @ value``, each operation as this package has it. A boolean
+    mask adds 0 or -inf; where a mask hides every key, the result is 0. bfloat16, float16 and what autocast makes of
+    float32 take the stock operator. Raises TypeError for what is no tensor and RuntimeError for shapes, dtypes and
+    devices that do not fit.
+    """
+    tensors = (query, key, value) if attn_mask is None else (query, key, value, attn_mask)
+    if not overridden(*tensors):
+        expect_tensors(OP, query=query, key=key, value=value)
+        check(*tensors)
+        if takes(*tensors) and fits(*tensors, enable_gqa=enable_gqa) and 0 <= dropout_p <= 1:
+            if attn_mask is None or not is_causal:
+                return composed(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    )
+
+
+def check(query, key, value, attn_mask=None):
+    """What torch's operators demand; of the lengths, only its composition does, and the others read past the end."""
+    if query.is_nested or key.is_nested or value.is_nested:
+        return
+    dims = (query.dim(), key.dim(), value.dim())
+    expect(min(dims) >= 2, OP, "query, key and value of at least 2 dimensions", "{}, {} and {}".format(*dims))
+    for name, tensor in (("key", key), ("value", value)):
+        expect(tensor.dtype == query.dtype, OP, f"{name} of {query.dtype} as query", tensor.dtype)
+    lengths = f"{tuple(key.shape)} and {tuple(value.shape)}"
+    expect(key.shape[-2] == value.shape[-2], OP, "key (..., S, E) and value (..., S, Ev)", lengths)
+    if attn_mask is not None:
+        dtypes = (torch.bool, torch.float32, query.dtype)
+        expect(attn_mask.dtype in dtypes, OP, f"attn_mask of bool, float32 or {query.dtype}", attn_mask.dtype)
+
+
+def takes(query, key, value, attn_mask=None):
+    """Whether this package's kernels are for such tensors."""
+    tensors = (query, key, value) if attn_mask is None else (query, key, value, attn_mask)
+    if query.dtype not in DTYPES or not products_are_ieee(query) or torch.is_autocast_enabled(query.device.type):
+        return False
+    if attn_mask is not None and attn_mask.dtype not in (torch.bool, query.dtype):
+        return False
+    if is_traced(*tensors):
+        return traceable(query, key, value) is not None
+    if in_transform() or not all(is_ordinary(t) and t.device == query.device for t in tensors):
+        return False
+    return choice.name != "stock" and library_for(str(query.device), choice.name) is not None
+
+
+def fits(query, key, value, attn_mask=None, *, enable_gqa=False):
+    """Whether the shapes are those of the docstring; torch has the error for others."""
+    if query.shape[-1] != key.shape[-1]:
+        return False
+    batch = query.shape[:-2]
+    if enable_gqa:
+        heads = [t.shape[-3] if t.dim() > 2 else 0 for t in (query, key, value)]
+        if not all(heads) or heads[1] != heads[2] or heads[0] % heads[1] or not query.dim() == key.dim() == value.dim():
+            return False
+        batches = (batch[:-1], key.shape[:-3], value.shape[:-3])
+    else:
+        batches = (batch, key.shape[:-2], value.shape[:-2])
+    if not all(broadcast(a, b) for a in batches for b in batches):
+        return False
+    if attn_mask is None:
+        return True
+    scores = torch.broadcast_shapes(batches[0], batches[1]) + batch[len(batches[0]) :]
+    return attn_mask.dim() >= 2 and expands(attn_mask.shape, (*scores, query.shape[-2], key.shape[-2]))
+
+
+def composed(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa):
+    """The function, of arguments that fit."""
+    if enable_gqa:  # the query heads that share a key are a dimension of their own, along which it is broadcast
+        heads = query.shape[-3]
+        sharing = (key.shape[-3], heads // key.shape[-3])
+        query, key, value = query.unflatten(-3, sharing), key.unsqueeze(-3), value.unsqueeze(-3)
+        if attn_mask is not None and attn_mask.dim() > 2:
+            one = attn_mask.shape[-3] == 1
+            attn_mask = attn_mask.unsqueeze(-3) if one else attn_mask.unflatten(-3, sharing)
+    if scale is None:
+        scale = 1 / math.sqrt(query.shape[-1]) if query.shape[-1] else 1.0
+    weights = attention_weights(matmul(query * scale, key.mT), attn_mask, is_causal)
+    if dropout_p > 0:
+        weights = dropout(weights, dropout_p)
+    output = matmul(weights, value)
+    return output.flatten(-4, -3) if enable_gqa else output
+
+
+def attention_weights(scores, attn_mask, is_causal):
+    """softmax of the scores that a mask leaves; 0 where it leaves none."""
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is None:
+        return softmax(scores, -1)
+    if attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=scores.dtype).masked_fill(attn_mask.logical_not(), -math.inf)
+    scores = masked(scores, attn_mask)
+    if is_causal:  # the first key is there for every row
+        return softmax(scores, -1)
+    hidden = (scores == -math.inf).all(-1, keepdim=True)
+    return softmax(scores.masked_fill(hidden, 0), -1).masked_fill(hidden, 0)
+
+
+def masked(scores, attn_mask):
+    """``scores + attn_mask``."""
+    if attn_mask.requires_grad and not is_traced(scores, attn_mask):
+        return MaskFunction.apply(scores, attn_mask)
+    return scores + attn_mask
+
+
+class MaskFunction(torch.autograd.Function):
+    """The sum of scores and a mask, whose gradient is summed by the contract's rule."""
+
+    @staticmethod
+    def forward(ctx, scores, attn_mask):
+        ctx.shape = attn_mask.shape
+        return scores + attn_mask
+
+    @staticmethod
+    def backward(ctx, grad):
+        if not ctx.needs_input_grad[1]:
+            return grad, None
+        shape = ctx.shape
+        summed = with_composed_derivative(
+            lambda g: choice.kernels.sum_to_size(g, shape), lambda g: g.sum_to_size(shape), grad
+        )
+        return grad, summed
