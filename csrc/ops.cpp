@@ -16,6 +16,7 @@
 
 TORCH_LIBRARY(pytorch_ext, m) {
   m.def("linear(Tensor input, Tensor weight, Tensor? bias, str activation) -> Tensor");
+  m.def("linear_inference(Tensor input, Tensor weight, Tensor? bias, str activation) -> Tensor");
   m.def("linear_forward(Tensor input, Tensor weight, Tensor? bias, str activation) -> (Tensor, Tensor)");
   m.def(
       "linear_backward(Tensor grad, Tensor input, Tensor weight, Tensor? saved, str activation, bool[3] mask)"
@@ -93,6 +94,10 @@ c10::TypedOperatorHandle<Function> find(const char* name) {
 
 Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, std::string_view activation) {
   CALL(linear, input, weight, bias, activation);
+}
+Tensor linear_inference(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                        std::string_view activation) {
+  CALL(linear_inference, input, weight, bias, activation);
 }
 std::tuple<Tensor, Tensor> linear_forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                                           std::string_view activation) {

@@ -14,6 +14,9 @@ using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, std::string_view activation);
+// The first of linear_forward's two results, where nothing will ask for a gradient.
+Tensor linear_inference(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                        std::string_view activation);
 std::tuple<Tensor, Tensor> linear_forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                                           std::string_view activation);
 std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
