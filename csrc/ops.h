@@ -28,6 +28,19 @@ Tensor matmul_forward(const Tensor& input, const Tensor& other);
 std::tuple<Tensor, Tensor> matmul_backward(const Tensor& grad, const Tensor& input, const Tensor& other,
                                            std::array<bool, 2> mask);
 
+// softmax(query * scale @ key^T + mask) @ value; the mask, boolean or of query's dtype, is a constant. The scale is
+// 1 / sqrt(width) unless given.
+Tensor scaled_dot_product_attention(const Tensor& query, const Tensor& key, const Tensor& value,
+                                    const OptionalTensor& attn_mask, bool is_causal, std::optional<double> scale);
+Tensor scaled_dot_product_attention_forward(const Tensor& query, const Tensor& key, const Tensor& value,
+                                            const OptionalTensor& attn_mask, bool is_causal,
+                                            std::optional<double> scale);
+std::tuple<Tensor, Tensor, Tensor> scaled_dot_product_attention_backward(const Tensor& grad, const Tensor& query,
+                                                                         const Tensor& key, const Tensor& value,
+                                                                         const OptionalTensor& attn_mask,
+                                                                         bool is_causal, std::optional<double> scale,
+                                                                         std::array<bool, 3> mask);
+
 using OptionalType = std::optional<at::ScalarType>;
 Tensor softmax(const Tensor& input, int64_t dim, OptionalType dtype);
 Tensor log_softmax(const Tensor& input, int64_t dim, OptionalType dtype);

@@ -1,100 +1,21 @@
 """scaled_dot_product_attention: torch's function, composed of this package's operations bit for bit."""
 
-import copy
-import inspect
-import math
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import SUM_TERMS, assert_all_same_bits, assert_same_bits, unit_roundoff
+from attention_cases import INF, case, causal, derivatives, each_case, make
 from conftest import needs_native
 from spec import scaled_dot_product_attention as spec
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing._internal.common_methods_invocations import op_db
 
-import pytorch_ext
 import pytorch_ext.functional as ours
+from pytorch_ext.ops import scaled_dot_product_attention as page
 
-INF = math.inf
 attention = ours.scaled_dot_product_attention
 OPINFO = next(op for op in op_db if op.name == "nn.functional.scaled_dot_product_attention")
-
-
-def make(*shape, dtype=torch.float32, grad=True):
-    return torch.randn(shape, dtype=dtype).requires_grad_(grad)
-
-
-def causal(rows, columns):
-    return torch.ones(rows, columns, dtype=torch.bool).tril()
-
-
-# name: shapes of query, key and value, and the other arguments
-CASES = {
-    "matrices": ([(5, 4), (7, 4), (7, 3)], {}),
-    "batches": ([(2, 5, 4), (2, 7, 4), (2, 7, 3)], {}),
-    "heads": ([(2, 3, 5, 4), (2, 3, 7, 4), (2, 3, 7, 6)], {}),
-    "five dimensions": ([(2, 1, 3, 5, 4)] * 3, {}),
-    "broadcast batches": ([(2, 1, 5, 4), (3, 7, 4), (1, 3, 7, 4)], {}),
-    "several chunks": ([(1, 2, 300, 270), (1, 2, 520, 270), (1, 2, 520, 5)], {}),
-    "scale": ([(2, 5, 4)] * 3, {"scale": 0.3}),
-    "negative scale": ([(2, 5, 4)] * 3, {"scale": -2.0}),
-    "no scale at all": ([(2, 5, 4)] * 3, {"scale": 0.0}),
-    "causal": ([(2, 3, 6, 4)] * 3, {"is_causal": True}),
-    "causal, longer keys": ([(2, 3, 4), (2, 7, 4), (2, 7, 4)], {"is_causal": True}),
-    "causal, longer queries": ([(2, 9, 4), (2, 4, 4), (2, 4, 4)], {"is_causal": True}),
-    "boolean mask": ([(2, 3, 6, 4)] * 3, {"attn_mask": causal(6, 6).T.contiguous()}),
-    "mask of every head": ([(2, 3, 5, 4)] * 3, {"attn_mask": torch.arange(150).view(2, 3, 5, 5) % 3 > 0}),
-    "mask of keys": (
-        [(2, 3, 5, 4)] * 3,
-        {"attn_mask": (torch.arange(5) % 3 > 0).view(1, 1, 1, 5)},
-    ),
-    "floating mask": ([(2, 3, 6, 4)] * 3, {"attn_mask": torch.linspace(-3, 3, 36).view(6, 6)}),
-    "hidden rows": ([(2, 6, 4)] * 3, {"attn_mask": torch.eye(6, dtype=torch.bool) & (torch.arange(6) > 2)}),
-    "all hidden": ([(2, 6, 4)] * 3, {"attn_mask": torch.full((6, 6), -INF)}),
-    "grouped heads": ([(2, 6, 5, 4), (2, 2, 7, 4), (2, 2, 7, 3)], {"enable_gqa": True}),
-    "one key head": ([(2, 6, 5, 4), (2, 1, 7, 4), (2, 1, 7, 3)], {"enable_gqa": True, "is_causal": True}),
-    "grouped heads, masks": (
-        [(2, 4, 5, 4), (2, 2, 5, 4), (2, 2, 5, 4)],
-        {"enable_gqa": True, "attn_mask": torch.linspace(-3, 3, 200).view(2, 4, 5, 5)},
-    ),
-    "grouped heads, one mask": (
-        [(2, 4, 5, 4), (2, 2, 5, 4), (2, 2, 5, 4)],
-        {"enable_gqa": True, "attn_mask": torch.linspace(-3, 3, 50).view(2, 1, 5, 5)},
-    ),
-    "no queries": ([(2, 0, 4), (2, 5, 4), (2, 5, 4)], {}),
-    "no keys": ([(2, 3, 4), (2, 0, 4), (2, 0, 4)], {}),
-    "no width": ([(2, 3, 0), (2, 5, 0), (2, 5, 4)], {}),
-    "no values": ([(2, 3, 4), (2, 5, 4), (2, 5, 0)], {}),
-    "no batch": ([(0, 3, 4), (0, 5, 4), (0, 5, 4)], {}),
-}
-each_case = pytest.mark.parametrize("name", CASES)
-
-
-def case(name, dtype):
-    shapes, options = CASES[name]
-    options = dict(options)
-    if "attn_mask" in options and options["attn_mask"].is_floating_point():
-        options["attn_mask"] = options["attn_mask"].to(dtype).requires_grad_()
-    return [make(*shape, dtype=dtype) for shape in shapes], options
-
-
-def wave(t, step):
-    """A gradient that differs from element to element."""
-    return torch.sin(step * torch.arange(t.numel(), device=t.device)).to(t.dtype).view(t.shape)
-
-
-def derivatives(function, inputs, options, second=True):
-    """[output, gradients, derivatives of those gradients]."""
-    wanted = [t for t in (*inputs, options.get("attn_mask")) if t is not None and t.requires_grad]
-    output = function(*inputs, **options)
-    first = torch.autograd.grad(output, wanted, wave(output, 1.0), create_graph=second)
-    if not second:
-        return [output, *first]
-    total = sum((g * wave(g, 2.0)).sum() for g in first)
-    return [output, *first, *torch.autograd.grad(total, wanted, allow_unused=True)]
 
 
 def stock_in_mathematics(*inputs, **options):
@@ -154,6 +75,53 @@ def test_16_bits_are_stock_s_own_results(name, dtype):
         strict=True,
     ):
         assert_same_bits(mine, theirs)
+
+
+@pytest.mark.parametrize("shapes", [[(2, 2, 300, 20), (2, 2, 280, 20), (2, 2, 280, 30)], [(3, 600, 8)] * 3], ids=str)
+@needs_native
+def test_the_kernel_that_keeps_no_scores_has_the_bits_of_the_composition(monkeypatch, shapes):
+    inputs = [make(*shape) for shape in shapes]
+    rows, columns = shapes[0][-2], shapes[1][-2]
+    for options in (
+        {},
+        {"is_causal": True, "scale": 0.7},
+        {"attn_mask": torch.arange(rows * columns).view(rows, columns) % 5 > 0},
+        {"attn_mask": torch.randn(shapes[0][0], *[1] * (len(shapes[0]) - 3), rows, 1)},
+    ):
+        fused = derivatives(attention, inputs, options, second=False)
+        with monkeypatch.context() as patched:
+            patched.setattr(page, "in_one_kernel", lambda *arguments: None)
+            composed = derivatives(
+                lambda *t, options=options: page.composed(
+                    *t, options.get("attn_mask"), 0.0, "is_causal" in options, options.get("scale"), False
+                ),
+                inputs,
+                {},
+                second=False,
+            )
+        for mine, theirs in zip(fused, composed, strict=True):
+            assert_same_bits(mine, theirs)
+
+
+def test_gradients_are_asked_for_one_by_one():
+    inputs, options = case("broadcast batches", torch.float32)
+    whole = derivatives(attention, inputs, options, second=False)[1:]
+    for i in range(3):
+        tensors = [t.detach().requires_grad_(j == i) for j, t in enumerate(inputs)]
+        assert_same_bits(derivatives(attention, tensors, options, second=False)[1], whole[i])
+
+
+@needs_native
+def test_the_registered_operator_passes_torch_s_checks():
+    q, k, v = (make(2, 5, 4) for _ in range(3))
+    operator = torch.ops.pytorch_ext.scaled_dot_product_attention.default
+    for arguments in [(q, k, v, None, True, None), (q, k, v, causal(5, 5), False, 0.3)]:
+        torch.library.opcheck(operator, arguments)
+    for wrong in [(q, k[..., :3], v), (q, k, v[:, :4]), (q, k.double(), v), (q.half(), k.half(), v.half())]:
+        with pytest.raises(RuntimeError, match="scaled_dot_product_attention: expected"):
+            operator(*wrong, None, False, None)
+    with pytest.raises(RuntimeError, match="expected attn_mask to expand to"):
+        operator(q, k, v, causal(5, 4), False, None)
 
 
 # ---- the contract ---------------------------------------------------------------------------------------------------
@@ -268,144 +236,3 @@ def test_derivatives_match_finite_differences():
         arguments = inputs if mask is None else [*inputs, mask]
         assert torch.autograd.gradcheck(call, arguments, fast_mode=True)
         assert torch.autograd.gradgradcheck(call, arguments, fast_mode=True)
-
-
-# ---- torch's transforms, compilers and errors -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["heads", "causal", "boolean mask", "floating mask", "grouped heads", "hidden rows"])
-def test_compiled_fullgraph_has_the_bits_of_eager(name):
-    torch._dynamo.reset()
-    inputs, options = case(name, torch.float32)
-    compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
-    mine, theirs = (derivatives(f, inputs, options, second=False) for f in (compiled, attention))
-    for a, b in zip(mine[:4], theirs[:4], strict=True):
-        assert_same_bits(a, b)
-    torch.testing.assert_close(mine[4:], theirs[4:])
-
-
-def test_functional_transforms_give_what_stock_gives():
-    q, k, v = (make(3, 5, 4, grad=False) for _ in range(3))
-    for options in ({}, {"is_causal": True}, {"attn_mask": causal(5, 5)}):
-
-        def results(f, options=options):
-            def loss(q):
-                return f(q, k, v, **options).square().sum()
-
-            yield torch.func.grad(loss)(q)
-            yield torch.func.vmap(lambda a, b, c: f(a, b, c, **options))(q, k, v)
-            yield torch.func.vmap(torch.func.grad(lambda q, k: f(q, k, k, **options).sum()))(q, k)
-            with sdpa_kernel(SDPBackend.MATH):
-                yield torch.func.jvp(lambda q: f(q, k, v, **options), (q,), (torch.ones_like(q),))
-                yield torch.func.hessian(lambda q: f(q, k[0], v[0], **options).square().sum())(q[0])
-
-        torch.testing.assert_close(
-            list(results(attention)), list(results(F.scaled_dot_product_attention)), rtol=1e-4, atol=1e-5
-        )
-
-
-def test_autocast_takes_stock_s_operator_and_dtype():
-    q, k, v = (make(2, 3, 5, 4) for _ in range(3))
-    with torch.autocast("cpu", torch.bfloat16):
-        mine, theirs = attention(q, k, v), F.scaled_dot_product_attention(q, k, v)
-    assert_same_bits(mine, theirs)
-
-
-class Attention(nn.Module):
-    """Attention as language models write it."""
-
-    def __init__(self):
-        super().__init__()
-        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
-
-    def forward(self, x):
-        q, k, v = (t.unflatten(-1, (2, 4)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.out(y.transpose(1, 2).flatten(2))
-
-
-@needs_native
-def test_convert_exchanges_the_call_in_a_forward():
-    model = Attention()
-    stock = copy.deepcopy(model)
-    pytorch_ext.convert(model)
-    x = torch.randn(2, 5, 8)
-    q, k, v = (t.unflatten(-1, (2, 4)).transpose(1, 2) for t in model.qkv(x).chunk(3, -1))
-    expected = model.out(attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
-    assert_same_bits(model(x), expected)
-    torch.testing.assert_close(model(x), stock(x))
-    with pytorch_ext.check_reproducible() as found:
-        model(x).sum().backward()
-    assert not {row.operator for row in found.rows} - {"aten.sum"}, found
-    explained = pytorch_ext.explain(model, x)
-    assert not [row for row in explained if "scaled_dot_product" in row.op and row.path == "stock"]
-
-
-@needs_native
-def test_export_keeps_our_operators():
-    model = Attention()
-    pytorch_ext.convert(model)
-    x = torch.randn(2, 5, 8)
-    program = torch.export.export(model, (x,))
-    targets = {str(node.target) for node in program.graph.nodes}
-    assert "pytorch_ext.softmax.default" in targets and "aten.scaled_dot_product_attention.default" not in targets
-    assert_same_bits(program.module()(x), model(x))
-
-
-def test_the_names_and_defaults_of_the_arguments_are_torch_s():
-    parameters = inspect.signature(attention).parameters
-    assert list(parameters) == ["query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa"]
-    assert [p.default for p in parameters.values()][3:] == [None, 0.0, False, None, False]
-    assert [p.kind for p in parameters.values()][6:] == [inspect.Parameter.KEYWORD_ONLY] * 2
-
-
-x = torch.ones(2, 3, 4, 5)
-BAD = {
-    "no tensor": ((1, x, x), {}),
-    "one dimension": ((x[0, 0, 0], x, x), {}),
-    "other dtypes": ((x, x.double(), x), {}),
-    "widths that differ": ((x, x[..., :3], x), {}),
-    "batches that do not broadcast": ((x, x[:, :2], x), {}),
-    "a mask of integers": ((x, x, x, torch.ones(4, 4).int()), {}),
-    "a mask of another precision": ((x, x, x, torch.ones(4, 4).double()), {}),
-    "a mask that does not fit": ((x, x, x, torch.ones(4, 3)), {}),
-    "a mask of more dimensions": ((x, x, x, torch.ones(3, 2, 3, 4, 4)), {}),
-    "a mask of one dimension": ((x, x, x, torch.ones(4)), {}),
-    "probability above 1": ((x, x, x), {"dropout_p": 1.5}),
-    "probability below 0": ((x, x, x), {"dropout_p": -0.5}),
-    "heads that do not divide": ((x, x[:, :2], x[:, :2]), {"enable_gqa": True}),
-    "integers": ((x.long(), x.long(), x.long()), {}),
-}
-
-
-NOT_CHECKED_BY_STOCK = {"lengths that differ": ((x, x, x[:, :, :2]), {})}  # it reads past the end of the values
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_wrong_arguments_raise_what_torch_raises(name):
-    arguments, options = BAD[name]
-    raised = []
-    for function in (attention, F.scaled_dot_product_attention):
-        with pytest.raises(Exception) as caught:  # noqa: B017 (whatever torch raises)
-            function(*arguments, **options)
-        raised.append(caught.type)
-    assert raised[0] is raised[1]
-
-
-@pytest.mark.parametrize(
-    "name, message",
-    [
-        ("no tensor", "expected query to be a Tensor, got int"),
-        ("one dimension", "expected query, key and value of at least 2 dimensions, got 1, 4 and 4"),
-        ("other dtypes", "expected key of torch.float32 as query, got torch.float64"),
-        (
-            "lengths that differ",
-            r"expected key \(..., S, E\) and value \(..., S, Ev\), got \(2, 3, 4, 5\) and \(2, 3, 2, 5\)",
-        ),
-        ("a mask of integers", "expected attn_mask of bool, float32 or torch.float32, got torch.int32"),
-    ],
-)
-def test_messages_name_the_argument(name, message):
-    arguments, options = (BAD | NOT_CHECKED_BY_STOCK)[name]
-    with pytest.raises((TypeError, RuntimeError), match=message):
-        attention(*arguments, **options)

@@ -1,4 +1,4 @@
-"""scaled_dot_product_attention: products, softmax and dropout of this package, one after the other."""
+"""scaled_dot_product_attention: products, softmax and dropout, block by block in one kernel or one after the other."""
 
 import math
 
@@ -10,7 +10,16 @@ from .checks import broadcast, expands, expect, expect_tensors
 from .composition import with_composed_derivative
 from .dropout import dropout
 from .matmul import matmul
-from .paths import choice, is_traced, library_for, overridden, products_are_ieee, traceable
+from .paths import (
+    choice,
+    is_dynamo_compiling,
+    is_traced,
+    library_for,
+    overridden,
+    products_are_ieee,
+    register_fake,
+    traceable,
+)
 from .softmax import softmax
 
 OP = "scaled_dot_product_attention"
@@ -29,6 +38,10 @@ def scaled_dot_product_attention(
     float32 take the stock operator. Raises TypeError for what is no tensor and RuntimeError for shapes, dtypes and
     devices that do not fit.
     """
+    if dropout_p == 0 and not enable_gqa and not is_dynamo_compiling():
+        output = choice.kernels.scaled_dot_product_attention(query, key, value, attn_mask, is_causal, scale)
+        if output is not None:
+            return output
     tensors = (query, key, value) if attn_mask is None else (query, key, value, attn_mask)
     if not overridden(*tensors):
         expect_tensors(OP, query=query, key=key, value=value)
@@ -99,13 +112,34 @@ def composed(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_g
         if attn_mask is not None and attn_mask.dim() > 2:
             one = attn_mask.shape[-3] == 1
             attn_mask = attn_mask.unsqueeze(-3) if one else attn_mask.unflatten(-3, sharing)
-    if scale is None:
-        scale = 1 / math.sqrt(query.shape[-1]) if query.shape[-1] else 1.0
-    weights = attention_weights(matmul(query * scale, key.mT), attn_mask, is_causal)
-    if dropout_p > 0:
-        weights = dropout(weights, dropout_p)
-    output = matmul(weights, value)
+    output = in_one_kernel(query, key, value, attn_mask, dropout_p, is_causal, scale)
+    if output is None:
+        if scale is None:
+            scale = 1 / math.sqrt(query.shape[-1]) if query.shape[-1] else 1.0
+        weights = attention_weights(matmul(query * scale, key.mT), attn_mask, is_causal)
+        if dropout_p > 0:
+            weights = dropout(weights, dropout_p)
+        output = matmul(weights, value)
     return output.flatten(-4, -3) if enable_gqa else output
+
+
+def in_one_kernel(query, key, value, attn_mask, dropout_p, is_causal, scale):
+    """The same bits from the kernel that keeps no scores, or None where there is none: on the CPU, no dropout."""
+    if dropout_p > 0:
+        return None
+    if not is_traced(query, key, value):
+        return choice.kernels.scaled_dot_product_attention(query, key, value, attn_mask, is_causal, scale)
+    constant = attn_mask is None or not attn_mask.requires_grad
+    alike = query.dim() == key.dim() == value.dim()
+    if not constant or not alike or query.device.type != "cpu" or not all(n > 0 for n in sizes(query, key, value)):
+        return None
+    operators = traceable(query, key, value)
+    fused = getattr(operators, OP, None)
+    return fused and fused(query, key, value, attn_mask, is_causal, scale)
+
+
+def sizes(*tensors):
+    return [n for t in tensors for n in t.shape]
 
 
 def attention_weights(scores, attn_mask, is_causal):
@@ -147,3 +181,17 @@ class MaskFunction(torch.autograd.Function):
             lambda g: choice.kernels.sum_to_size(g, shape), lambda g: g.sum_to_size(shape), grad
         )
         return grad, summed
+
+
+@register_fake(f"{OP}_forward")
+def _(query, key, value, attn_mask, is_causal, scale):
+    return query.new_empty((*batch_of(query, key, value), query.shape[-2], value.shape[-1]))
+
+
+@register_fake(f"{OP}_backward")
+def _(grad, query, key, value, attn_mask, is_causal, scale, mask):
+    return tuple(t.new_empty(t.shape) if wanted else None for t, wanted in zip((query, key, value), mask, strict=True))
+
+
+def batch_of(*tensors):
+    return torch.broadcast_shapes(*(t.shape[:-2] for t in tensors))
