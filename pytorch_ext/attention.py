@@ -66,7 +66,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
     """``torch.nn.MultiheadAttention``.
 
     The whole layer stays torch's one operator in inference, where torch's fast path covers it. Asked for weights or
-    not, a layer without a mask has the same bits.
+    not, a layer has the same bits, except where a mask hides every key: weights of such rows are NaN, as in torch.
     """
 
     @functools.wraps(torch.nn.MultiheadAttention.forward)

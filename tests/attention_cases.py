@@ -62,7 +62,7 @@ def case(name, dtype):
     shapes, options = CASES[name]
     options = dict(options)
     if "attn_mask" in options and options["attn_mask"].is_floating_point():
-        options["attn_mask"] = options["attn_mask"].to(dtype).requires_grad_()
+        options["attn_mask"] = options["attn_mask"].to(dtype, copy=True).requires_grad_()
     return [make(*shape, dtype=dtype) for shape in shapes], options
 
 

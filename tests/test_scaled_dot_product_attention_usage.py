@@ -49,11 +49,16 @@ def test_functional_transforms_give_what_stock_gives():
         )
 
 
-def test_autocast_takes_stock_s_operator_and_dtype():
+def test_autocast_gives_stock_s_dtype_and_rounds_as_it_does():
     q, k, v = (make(2, 3, 5, 4) for _ in range(3))
+    mask = torch.randn(5, 5)
     with torch.autocast("cpu", torch.bfloat16):
-        mine, theirs = attention(q, k, v), F.scaled_dot_product_attention(q, k, v)
-    assert_same_bits(mine, theirs)
+        for arguments in [(q, k, v), (q, k.bfloat16(), v), (q, k, v, mask), (q, k, v, mask > 0)]:
+            mine, theirs = attention(*arguments), F.scaled_dot_product_attention(*arguments)
+            assert mine.dtype == theirs.dtype == torch.bfloat16
+            torch.testing.assert_close(mine, theirs, rtol=0.02, atol=0.01)
+            assert torch.autograd.grad(mine.float().sum(), q)[0].dtype == torch.float32
+        assert attention(q.double(), k.double(), v.double()).dtype == torch.float64
 
 
 class Attention(nn.Module):
