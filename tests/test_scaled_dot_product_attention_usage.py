@@ -92,6 +92,36 @@ def test_convert_exchanges_the_call_in_a_forward():
 
 
 @needs_native
+def test_verify_compares_the_kernel_and_its_gradients():
+    report = pytorch_ext.verify(Attention(), torch.randn(2, 30, 8))
+    found = [row.result for row in report if row.op == "scaled_dot_product_attention"]
+    assert found == ["output", "d query", "d key", "d value"] and report, report.first
+
+
+@needs_native
+def test_the_compile_backend_exchanges_the_call_too():
+    torch._dynamo.reset()
+    stock = Attention()
+    converted = copy.deepcopy(stock)
+    pytorch_ext.convert(converted)
+    compiled = torch.compile(stock, backend="pytorch_ext", options={"then": "aot_eager"}, fullgraph=True)
+    x = torch.randn(2, 5, 8)
+    assert_same_bits(compiled(x), converted(x))
+
+
+@needs_native
+def test_compiled_by_inductor_forward_and_backward_are_those_of_eager():
+    torch._dynamo.reset()
+    q, k, v = (make(1, 2, 40, 8) for _ in range(3))
+    results = []
+    for function in (attention, torch.compile(attention, fullgraph=True, dynamic=True)):
+        y = function(q, k, v, is_causal=True)
+        results.append([y, *torch.autograd.grad(y.square().sum(), (q, k, v))])
+    torch.testing.assert_close(*results)
+    assert_same_bits(results[0][0], results[1][0])
+
+
+@needs_native
 def test_export_keeps_our_operators():
     model = Attention()
     pytorch_ext.convert(model)
