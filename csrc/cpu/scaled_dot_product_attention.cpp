@@ -42,19 +42,28 @@ struct Block {
         out[i * p.width + e] = mul(q.data[(begin + i) * q.row + e * q.column], p.scale);
   }
 
+  // Calls f(j, element) along the mask's row for query i; apart where it is contiguous, which a compiler vectorises.
+  template <class S, class F>
+  INLINE_HD void each_key(const MatrixView<S>& mask, int64_t i, F&& f) const {
+    const S* row = mask.data + (begin + i) * mask.row;
+    if (mask.column == 1)
+      for (int64_t j = 0; j < keys; j++) f(j, row[j]);
+    else
+      for (int64_t j = 0; j < keys; j++) f(j, row[j * mask.column]);
+  }
+
   // Whether the mask hides the row of scores entirely.
   bool hide(T* scores, int64_t i) const {
     constexpr T nothing = -static_cast<T>(POSITIVE_INFINITY);
     if (p.is_causal)
       for (int64_t j = begin + i + 1; j < keys; j++) scores[j] = nothing;
     if (p.added.first.data) {
-      const MatrixView<T> mask = p.added.of(head);
-      const T* row = mask.data + (begin + i) * mask.row;
-      for (int64_t j = 0; j < keys; j++) scores[j] = add(scores[j], row[j * mask.column]);
+      each_key(p.added.of(head), i, [&](int64_t j, T added) { scores[j] = add(scores[j], added); });
     } else if (p.allowed.first.data) {
-      const MatrixView<bool> mask = p.allowed.of(head);
-      const bool* row = mask.data + (begin + i) * mask.row;
-      for (int64_t j = 0; j < keys; j++) scores[j] = row[j * mask.column] ? scores[j] : nothing;
+      each_key(p.allowed.of(head), i, [&](int64_t j, unsigned char allowed) {
+        const T term = allowed == 0 ? nothing : T(0);
+        scores[j] = add(scores[j], term);
+      });
     } else {
       return false;
     }

@@ -18,10 +18,10 @@ struct Heads {
 template <class S>
 struct Attention {
   int64_t heads, queries, keys, width, value_width;
-  Heads<S> q, k, v;     // (queries, width), (keys, width), (keys, value_width)
-  Heads<S> added;       // (queries, keys), added to the scores; or without data
-  Heads<bool> allowed;  // instead: false adds -inf
-  bool is_causal;       // query i sees the keys up to i
+  Heads<S> q, k, v;              // (queries, width), (keys, width), (keys, value_width)
+  Heads<S> added;                // (queries, keys), added to the scores; or without data
+  Heads<unsigned char> allowed;  // instead: 0 adds -inf, anything else 0; GCC vectorises no loop over bool
+  bool is_causal;                // query i sees the keys up to i
   S scale;
 };
 

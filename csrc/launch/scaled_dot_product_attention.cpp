@@ -58,7 +58,7 @@ class Arguments {
     if (!attn_mask) return;
     const Tensor mask = attn_mask->expand(with_matrix(batch_of(*attn_mask), p.queries, p.keys));
     if (mask.scalar_type() == at::kBool)
-      p.allowed = heads<bool>(mask);
+      p.allowed = heads<unsigned char>(mask);
     else
       p.added = heads<S>(mask);
   }
