@@ -49,12 +49,14 @@ def assert_as_stock(inputs, options):
             assert error <= max(2 * allowed, SUM_TERMS * unit_roundoff(dtype) * largest)
 
 
+@needs_native  # stock's fused operators have no second derivative
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @each_case
 def test_output_gradients_and_second_derivatives_are_torch_s(name, dtype):
     assert_as_stock(*case(name, dtype))
 
 
+@needs_native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_every_generated_sample_of_torch_agrees(dtype):
     count = 0
@@ -237,6 +239,7 @@ def test_dropout_is_ours_on_the_weights():
     assert not attention(q, k, v, dropout_p=1.0).any()
 
 
+@needs_native
 def test_derivatives_match_finite_differences():
     for name in ("heads", "causal", "floating mask", "hidden rows", "grouped heads, masks", "negative scale"):
         inputs, options = case(name, torch.float64)
