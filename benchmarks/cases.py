@@ -3,6 +3,8 @@
 A case is (name, providers, what it must cost): float32 operations, or bytes read and written at least.
 """
 
+import functools
+
 import torch
 from converted_cases import converted
 from providers import backward, beside, both, by_onednn, forward, in_medium_precision, with_avx2
@@ -88,6 +90,21 @@ MOST_ELEMENTWISE = 1e7
 
 def along_rows(function):
     return lambda x: function(x, 1)
+
+
+def attention():
+    op = "scaled_dot_product_attention"
+    for shape in [(2, 4, 16, 16), (8, 8, 128, 64), (8, 8, 512, 64), (2, 12, 1024, 64)]:
+        batch, heads, length, width = shape
+        operations = 4 * batch * heads * length**2 * width
+        for causal in (False, True):
+            functions = [functools.partial(getattr(ns, op), is_causal=causal) for ns in (F, stock)]
+            inputs = [torch.randn(shape) for _ in range(3)]
+            leaves = [t.clone().requires_grad_() for t in inputs]
+            name = f"{op} {'x'.join(map(str, shape))}{', causal' if causal else ''}"
+            needed = operations // 2 if causal else operations
+            yield f"{name} forward", forward(*functions, *inputs), {"operations": needed}
+            yield f"{name} forward+backward", both(*functions, *leaves), {"operations": 3 * needed}
 
 
 def rows():
@@ -254,6 +271,7 @@ def optimizers():
 GROUPS = {
     "products": products,
     "other products": other_products,
+    "attention": attention,
     "rows": rows,
     "elementwise": elementwise,
     "low precision": low_precision,

@@ -17,6 +17,7 @@
 
 TORCH_LIBRARY(pytorch_ext, m) {
   m.def("linear(Tensor input, Tensor weight, Tensor? bias, str activation) -> Tensor");
+  m.def("linear_inference(Tensor input, Tensor weight, Tensor? bias, str activation) -> Tensor");
   m.def("linear_forward(Tensor input, Tensor weight, Tensor? bias, str activation) -> (Tensor, Tensor)");
   m.def(
       "linear_backward(Tensor grad, Tensor input, Tensor weight, Tensor? saved, str activation, bool[3] mask)"
@@ -25,6 +26,16 @@ TORCH_LIBRARY(pytorch_ext, m) {
   m.def("matmul(Tensor input, Tensor other) -> Tensor");
   m.def("matmul_forward(Tensor input, Tensor other) -> Tensor");
   m.def("matmul_backward(Tensor grad, Tensor input, Tensor other, bool[2] mask) -> (Tensor, Tensor)");
+
+  m.def(
+      "scaled_dot_product_attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, bool is_causal,"
+      " float? scale) -> Tensor");
+  m.def(
+      "scaled_dot_product_attention_forward(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, bool is_causal,"
+      " float? scale) -> Tensor");
+  m.def(
+      "scaled_dot_product_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor? attn_mask,"
+      " bool is_causal, float? scale, bool[3] mask) -> (Tensor, Tensor, Tensor)");
 
   m.def("softmax(Tensor input, int dim, ScalarType? dtype=None) -> Tensor");
   m.def("log_softmax(Tensor input, int dim, ScalarType? dtype=None) -> Tensor");
@@ -95,6 +106,10 @@ c10::TypedOperatorHandle<Function> find(const char* name) {
 Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, std::string_view activation) {
   CALL(linear, input, weight, bias, activation);
 }
+Tensor linear_inference(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                        std::string_view activation) {
+  CALL(linear_inference, input, weight, bias, activation);
+}
 std::tuple<Tensor, Tensor> linear_forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                                           std::string_view activation) {
   CALL(linear_forward, input, weight, bias, activation);
@@ -110,6 +125,23 @@ Tensor matmul_forward(const Tensor& input, const Tensor& other) { CALL(matmul_fo
 std::tuple<Tensor, Tensor> matmul_backward(const Tensor& grad, const Tensor& input, const Tensor& other,
                                            std::array<bool, 2> mask) {
   CALL(matmul_backward, grad, input, other, mask);
+}
+
+Tensor scaled_dot_product_attention(const Tensor& query, const Tensor& key, const Tensor& value,
+                                    const OptionalTensor& attn_mask, bool is_causal, std::optional<double> scale) {
+  CALL(scaled_dot_product_attention, query, key, value, attn_mask, is_causal, scale);
+}
+Tensor scaled_dot_product_attention_forward(const Tensor& query, const Tensor& key, const Tensor& value,
+                                            const OptionalTensor& attn_mask, bool is_causal,
+                                            std::optional<double> scale) {
+  CALL(scaled_dot_product_attention_forward, query, key, value, attn_mask, is_causal, scale);
+}
+std::tuple<Tensor, Tensor, Tensor> scaled_dot_product_attention_backward(const Tensor& grad, const Tensor& query,
+                                                                         const Tensor& key, const Tensor& value,
+                                                                         const OptionalTensor& attn_mask,
+                                                                         bool is_causal, std::optional<double> scale,
+                                                                         std::array<bool, 3> mask) {
+  CALL(scaled_dot_product_attention_backward, grad, query, key, value, attn_mask, is_causal, scale, mask);
 }
 
 Tensor softmax(const Tensor& input, int64_t dim, OptionalType dtype) { CALL(softmax, input, dim, dtype); }
@@ -223,6 +255,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
 
   eager<&ops::linear, &covers_linear>::define(m, "linear");
   eager<&ops::matmul, &covers_matmul>::define(m, "matmul");
+  eager<&ops::scaled_dot_product_attention, &covers_attention>::define(m, "scaled_dot_product_attention");
   eager<&ops::softmax, &covers_softmax>::define(m, "softmax");
   eager<&ops::log_softmax, &covers_softmax>::define(m, "log_softmax");
   eager<&ops::activation, &covers_activation>::define(m, "activation");

@@ -14,6 +14,9 @@ using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, std::string_view activation);
+// The first of linear_forward's two results, where nothing will ask for a gradient.
+Tensor linear_inference(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                        std::string_view activation);
 std::tuple<Tensor, Tensor> linear_forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                                           std::string_view activation);
 std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
@@ -24,6 +27,19 @@ Tensor matmul(const Tensor& input, const Tensor& other);
 Tensor matmul_forward(const Tensor& input, const Tensor& other);
 std::tuple<Tensor, Tensor> matmul_backward(const Tensor& grad, const Tensor& input, const Tensor& other,
                                            std::array<bool, 2> mask);
+
+// softmax(query * scale @ key^T + mask) @ value; the mask, boolean or of query's dtype, is a constant. The scale is
+// 1 / sqrt(width) unless given.
+Tensor scaled_dot_product_attention(const Tensor& query, const Tensor& key, const Tensor& value,
+                                    const OptionalTensor& attn_mask, bool is_causal, std::optional<double> scale);
+Tensor scaled_dot_product_attention_forward(const Tensor& query, const Tensor& key, const Tensor& value,
+                                            const OptionalTensor& attn_mask, bool is_causal,
+                                            std::optional<double> scale);
+std::tuple<Tensor, Tensor, Tensor> scaled_dot_product_attention_backward(const Tensor& grad, const Tensor& query,
+                                                                         const Tensor& key, const Tensor& value,
+                                                                         const OptionalTensor& attn_mask,
+                                                                         bool is_causal, std::optional<double> scale,
+                                                                         std::array<bool, 3> mask);
 
 using OptionalType = std::optional<at::ScalarType>;
 Tensor softmax(const Tensor& input, int64_t dim, OptionalType dtype);

@@ -65,8 +65,8 @@ def forward_with_kernels():
 class MultiheadAttention(torch.nn.MultiheadAttention):
     """``torch.nn.MultiheadAttention``.
 
-    What torch computes by one operator of its own stays that: the whole layer in inference, where torch's fast path
-    covers it, and ``scaled_dot_product_attention`` where no weights are asked for.
+    The whole layer stays torch's one operator in inference, where torch's fast path covers it. Asked for weights or
+    not, a layer has the same bits, except where a mask hides every key: weights of such rows are NaN, as in torch.
     """
 
     @functools.wraps(torch.nn.MultiheadAttention.forward)

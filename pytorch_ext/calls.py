@@ -21,10 +21,28 @@ def log_softmax(input, dim, dtype=None):
     return functional.log_softmax(input, dim, dtype=dtype)
 
 
+def addmm(input, mat1, mat2, *, beta=1, alpha=1):
+    """``torch.addmm``, which is linear where a bias is added: so GPT-2 is written."""
+    plain = beta == alpha == 1 and dims(input, mat1, mat2) == [1, 2, 2] and input.shape == mat2.shape[1:]
+    if plain:
+        return functional.linear(mat1, mat2.t(), input)
+    return torch.addmm(input, mat1, mat2, beta=beta, alpha=alpha)
+
+
+def bmm(input, mat2):
+    """``torch.bmm``: matmul of three dimensions, whose batches do not broadcast."""
+    plain = dims(input, mat2) == [3, 3] and input.shape[0] == mat2.shape[0]
+    return functional.matmul(input, mat2) if plain else torch.bmm(input, mat2)
+
+
+def dims(*tensors):
+    return [t.dim() if isinstance(t, torch.Tensor) else None for t in tensors]
+
+
 # This package's function for torch's.
 TWINS = {getattr(F, name): getattr(functional, name) for name in functional.__all__ if hasattr(F, name)}
 TWINS |= {getattr(torch, name): getattr(functional, name) for name in ("matmul", "relu", "sigmoid", "tanh")}
-TWINS |= {torch.softmax: softmax, torch.log_softmax: log_softmax}
+TWINS |= {torch.softmax: softmax, torch.log_softmax: log_softmax, torch.addmm: addmm, torch.bmm: bmm}
 TWINS[F.multi_head_attention_forward] = multi_head_attention_forward
 TENSOR_METHODS = {
     name: TWINS[getattr(torch, name)] for name in ("matmul", "relu", "sigmoid", "tanh", "softmax", "log_softmax")

@@ -22,7 +22,7 @@ TWINS = {getattr(torch.nn, name): getattr(nn, name) for name in nn.__all__ if na
 STOCK = {ours: stock for stock, ours in TWINS.items()}
 REMARKS = {
     torch.nn.Dropout: "other masks than torch's, the same on every device",
-    torch.nn.MultiheadAttention: "torch's own operator where no weights are asked for, and in its inference fast path",
+    torch.nn.MultiheadAttention: "torch's own operator in its inference fast path",
 }
 
 

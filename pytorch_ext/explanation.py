@@ -16,6 +16,7 @@ from .report import Report
 from .reproducibility import MOVES
 from .triton_path import is_interpreted
 
+OURS = ("pytorch_ext", "pytorch_ext_triton")  # namespaces of operators
 PRODUCTS = ("linear", "matmul")
 # Operators of torch whose work a kernel of this package does where it is asked.
 OURS_TOO = set("addmm mm bmm baddbmm _softmax _log_softmax relu sigmoid tanh gelu silu mse_loss native_dropout".split())
@@ -55,9 +56,8 @@ def explain(model, batch, *, backward=True):
     """Run ``model(batch)`` once, and its backward pass where something requires a gradient, and tell every operation.
 
     batch: a tensor, a tuple of arguments or a dict of named ones. Works on a copy. Operations that only make or move
-    tensors are left out; backward passes of the Triton path are no operators and make no rows. Times are of single
-    calls with their overhead, after one run to warm up. Returns an :class:`Explanation`; raises TypeError for anything
-    but a module.
+    tensors are left out. Times are of single calls with their overhead, after one run to warm up. Returns an
+    :class:`Explanation`; raises TypeError for anything but a module.
     """
     expect(isinstance(model, torch.nn.Module), "explain", "a torch.nn.Module", type(model).__name__, TypeError)
     model = copy.deepcopy(model)
@@ -83,7 +83,8 @@ def row_of(call):
     tensors = [a for a in (*call.arguments, call.result) if isinstance(a, torch.Tensor)]
     if call.result is None:
         return made_row(call.layer, op_name(call), "stock", refusal(call), tensors, 0.0)
-    return made_row(call.layer, op_name(call), path_of(tensors[0]), contract(tensors[0]), tensors, call.seconds)
+    path, why = taken(call.op, tensors, call.result)
+    return made_row(call.layer, op_name(call), path, why, tensors, call.seconds)
 
 
 def made_row(layer, op, path, why, tensors, seconds):
@@ -107,8 +108,9 @@ class Operators(TorchDispatchMode):
         if tensors and not self.recorder.depth and base not in MOVES and name not in MOVES:
             seconds = now(tensors) - start
             path, why, op = "stock", self.why(base), f"{namespace}.{name}"
-            if namespace == "pytorch_ext":
-                path, why, op = path_of(tensors[0]), contract(tensors[0]), name
+            if namespace in OURS:
+                path, why = taken(name, tensors, args[0] if name.endswith("_backward") else result)
+                op = name
             self.rows.append((start, made_row(self.recorder.layers.of(tensors), op, path, why, tensors, seconds)))
         return result
 
@@ -136,6 +138,16 @@ def path_of(tensor):
     if choice.name == "triton" or native.library is None or (device == "cuda" and not native.record.get("cuda")):
         return "triton, interpreted" if is_interpreted() else f"triton-{device}"
     return f"native-{device}"
+
+
+def taken(op, tensors, output):
+    """(path, what holds for it) of a kernel's call; ``output``: its result, or the gradient of that."""
+    if op.removesuffix("_backward") in PRODUCTS and path_of(tensors[0]).startswith("native"):
+        low = output if isinstance(output, torch.Tensor) else output[0]
+        if native.library.is_stock_product(low, low.numel() * tensors[1 if op.endswith("_backward") else 0].shape[-1]):
+            dtype = str(low.dtype).removeprefix("torch.")
+            return "stock (table)", f"{dtype} products of this size are faster there, by measurement"
+    return path_of(tensors[0]), contract(tensors[0])
 
 
 def contract(tensor):

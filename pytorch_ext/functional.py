@@ -12,6 +12,7 @@ from .ops.log_softmax import log_softmax
 from .ops.matmul import matmul
 from .ops.mse_loss import mse_loss
 from .ops.nll_loss import nll_loss
+from .ops.scaled_dot_product_attention import scaled_dot_product_attention
 from .ops.softmax import softmax
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "mse_loss",
     "nll_loss",
     "relu",
+    "scaled_dot_product_attention",
     "sigmoid",
     "silu",
     "softmax",

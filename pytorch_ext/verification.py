@@ -20,11 +20,15 @@ from .report import Report
 FUNCTIONS = {
     "linear": lambda x, w, b, kind: functional.linear(x, w, b, activation=kind),
     "matmul": functional.matmul,
+    "scaled_dot_product_attention": lambda q, k, v, mask, is_causal, scale: functional.scaled_dot_product_attention(
+        q, k, v, mask, is_causal=is_causal, scale=scale
+    ),
     "activation": lambda x, kind: activation(kind, kind, x),
     **losses.as_kernels_are_called(functional),
 }
 FUNCTIONS["mse_loss_broadcast"] = FUNCTIONS["mse_loss"]
 ARGUMENTS = {"linear": ("input", "weight", "bias"), "matmul": ("input", "other")}
+NAMES = ARGUMENTS | {"scaled_dot_product_attention": ("query", "key", "value", "attn_mask")}
 
 
 @dataclass
@@ -212,7 +216,7 @@ def magnitudes_of(call, wanted):
 
 
 def name_of(op, i):
-    return ARGUMENTS.get(op, ("input", "target", "weight", "pos_weight"))[i]
+    return NAMES.get(op, ("input", "target", "weight", "pos_weight"))[i]
 
 
 def worst(result, reference):

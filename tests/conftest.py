@@ -76,6 +76,7 @@ INTERPRETED_TOO = {
     "test_matmul",
     "test_nll_loss",
     "test_optim",
+    "test_scaled_dot_product_attention",
     "test_softmax",
 }
 

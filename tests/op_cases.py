@@ -77,6 +77,16 @@ def softmax(make):
             yield f"{name} {shape} {dim}", results(getattr(F, name)(x, dim), x)
 
 
+def scaled_dot_product_attention(make):
+    for shape, keys in [((2, 3, 5, 4), 7), ((1, 2, 300, 40), 280), ((2, 130, 64), 130)]:
+        for options in ({}, {"is_causal": True}, {"scale": 0.3, "attn_mask": make.classes(3, shape[-2], keys) > 0}):
+            q, k, v = make.randn(*shape), make.randn(*shape[:-2], keys, shape[-1]), make.randn(*shape[:-2], keys, 9)
+            yield (
+                f"{shape} {keys} {list(options)}",
+                results(F.scaled_dot_product_attention(q, k, v, **options), q, k, v),
+            )
+
+
 def cross_entropy(make):
     for shape in [(3, 5), (64, 10), (300, 1100), (4, 5000), (3, 7, 4, 5)]:
         for options in [{}, {"reduction": "sum"}, {"reduction": "none"}, {"label_smoothing": 0.1}, {"ignore_index": 1}]:
@@ -134,7 +144,18 @@ def optimizers(make):
 
 OPS = {
     f.__name__: f
-    for f in (linear, matmul, activation, softmax, cross_entropy, nll_loss, elementwise_loss, dropout, optimizers)
+    for f in (
+        linear,
+        matmul,
+        activation,
+        softmax,
+        scaled_dot_product_attention,
+        cross_entropy,
+        nll_loss,
+        elementwise_loss,
+        dropout,
+        optimizers,
+    )
 }
 
 

@@ -99,6 +99,17 @@ def test_it_is_made_of_our_functions_bit_for_bit():
     assert_same_bits(model(x, x, x)[0], expected)
 
 
+@pytest.mark.skipif(native.library is None, reason=f"native library: {native.reason}")
+@pytest.mark.parametrize("name", ["plain", "causal_mask", "boolean_mask", "bias_kv", "padding"])
+def test_asking_for_the_weights_changes_no_bit(name):
+    options, call = VARIANTS[name]
+    model, _ = pair(**options)
+    inputs = [torch.randn(2, 5, 8) for _ in range(3)]
+    asked, unasked = (results(model, inputs, call | {"need_weights": need}) for need in (True, False))
+    assert_same_bits(asked[0], unasked[0])
+    assert unasked[1] is None and torch.isfinite(unasked[2]).all()
+
+
 def test_dropout_of_the_weights_has_our_masks():
     model, stock = pair(dropout=0.5)
     x = torch.randn(2, 5, 8)

@@ -88,6 +88,41 @@ def test_lazy_layers_become_ours_when_they_meet_data():
     assert type(unused[0]) is nn.LazyLinear
 
 
+class Products(nn.Module):
+    """Products as libraries write them."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(6))
+
+    def forward(self, x):
+        y = torch.addmm(self.bias, x.view(-1, x.shape[-1]), self.weight).view(*x.shape[:-1], 6)
+        scaled = torch.addmm(self.bias, x[0], self.weight, beta=0.5, alpha=2)
+        matrix = torch.addmm(torch.ones(x.shape[1], 6), x[0], self.weight)
+        return torch.bmm(y, y.transpose(1, 2)).sum() + scaled.sum() + matrix.sum()
+
+
+def test_addmm_and_bmm_run_as_our_products():
+    model = Products()
+    stock = copy.deepcopy(model)
+    report = pytorch_ext.convert(model)
+    assert report.paths("rewritten") == [""]
+    x = torch.randn(2, 5, 4)
+    torch.testing.assert_close(model(x), stock(x))
+    model(x).backward(), stock(x).backward()
+    torch.testing.assert_close([p.grad for p in model.parameters()], [p.grad for p in stock.parameters()])
+    if pytorch_ext.native.library is not None:
+        ours = [row.op for row in pytorch_ext.explain(model, x, backward=False) if row.path == "native-cpu"]
+        assert ours == ["linear", "matmul"]
+    for wrong in (torch.randn(2, 5, 3), torch.randn(5, 4)):
+        raised = []
+        for m in (model, stock):
+            with pytest.raises(Exception) as caught:  # noqa: B017 (whatever torch raises)
+                m(wrong)
+            raised.append(caught.type)
+        assert raised[0] is raised[1]
+
+
 def test_data_types_devices_and_modes_stay():
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Dropout(0.5)).double().eval()
     pytorch_ext.convert(model)

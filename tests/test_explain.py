@@ -86,6 +86,36 @@ def test_losses_take_class_indices_and_name_their_path():
     assert [op for _, op in rows(report)].count("mse_loss") == 1
 
 
+def test_a_product_that_a_table_leaves_to_stock_is_said_to_be_there():
+    layer, x = pytorch_ext.nn.Linear(1024, 1024), torch.randn(64, 1024)
+    is_left = native.library.is_stock_product(x.bfloat16(), 64 << 20)
+    for report in (
+        pytorch_ext.explain(copy.deepcopy(layer).bfloat16(), x.bfloat16()),
+        pytorch_ext.explain(Product(), (x.bfloat16(), layer.weight.detach().bfloat16().t().requires_grad_())),
+        explained_under_autocast(layer, x),
+    ):
+        found = [row for row in report if row.op.removesuffix("_backward") in ("linear", "matmul")]
+        assert len(found) == 2 and {row.path for row in found} == {"stock (table)" if is_left else "native-cpu"}
+    small = pytorch_ext.explain(pytorch_ext.nn.Linear(4, 4).bfloat16(), x[:2, :4].bfloat16(), backward=False)
+    assert [row.path for row in small] == ["native-cpu"]
+    assert {row.path for row in pytorch_ext.explain(layer, x)} == {"native-cpu"}
+
+
+def explained_under_autocast(layer, x):
+    with torch.autocast("cpu", torch.bfloat16):
+        return pytorch_ext.explain(layer, x)
+
+
+def test_the_triton_path_s_backward_is_named():
+    if "triton" not in pytorch_ext.available_backends():
+        pytest.skip("Triton cannot run here")
+    with pytorch_ext.backend("triton"):
+        model = pytorch_ext.nn.Sequential(pytorch_ext.nn.Linear(3, 5), nn.GELU(), pytorch_ext.nn.Softmax(-1))
+        report = pytorch_ext.explain(model, torch.randn(4, 3))
+    assert rows(report, "triton, interpreted")[-2:] == [("", "softmax_backward"), ("0", "linear_backward")]
+    assert {row.path for row in report} == {"triton, interpreted"}
+
+
 def test_the_triton_path_is_named():
     if "triton" not in pytorch_ext.available_backends():
         pytest.skip("Triton cannot run here")

@@ -80,7 +80,7 @@ struct LinearGradients {
 
 Tensor linear_below(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                     std::string_view activation) {
-  return std::get<0>(ops::linear_forward(input, weight, bias, activation));
+  return ops::linear_inference(input, weight, bias, activation);
 }
 
 Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, std::string_view activation) {

@@ -24,6 +24,10 @@ inline bool is_relu_mask(const at::Tensor& saved) { return saved.scalar_type() =
 
 bool covers_matmul(const at::Tensor& input, const at::Tensor& other);
 
+// On the CPU alone, and a mask without a gradient; the Python function composes the others.
+bool covers_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                      const std::optional<at::Tensor>& attn_mask, bool is_causal, std::optional<double> scale);
+
 bool covers_softmax(const at::Tensor& input, int64_t dim, std::optional<at::ScalarType> dtype);  // and log_softmax
 
 bool covers_activation(const at::Tensor& input, std::string_view kind);

@@ -5,6 +5,7 @@
 #include "../cpu/elementwise.h"
 #include "kernel.h"
 #include "self_test.h"
+#include "tensor_cores.h"
 
 namespace pytorch_ext {
 namespace {
@@ -31,6 +32,7 @@ Tensor apply_named(const std::string& name, const Tensor& input) {
 void define_functions(pybind11::module_& m) {
   m.def("apply_function", &apply_named);
   m.def("has_kernels", &has_kernels);
+  m.def("is_stock_product", &is_stock_product);
   m.def(
       "self_test", [](const std::string& device) { return self_test(at::Device(device)); },
       pybind11::arg("device") = "cpu");

@@ -64,8 +64,9 @@ std::tuple<Tensor, Tensor> stock_linear_forward(const Tensor& input, const Tenso
   return {y, saves_input(kind) ? z : Tensor()};
 }
 
-std::tuple<Tensor, Tensor> linear_forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-                                          std::string_view activation) {
+// (output, what the backward pass asks for where it is not the output and is to be saved)
+std::tuple<Tensor, Tensor> output_and_saved(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                                            std::string_view activation, bool saves) {
   check_linear(input, weight);
   auto kind = activation_named("linear", activation);
   const int64_t N = weight.size(0);
@@ -86,10 +87,10 @@ std::tuple<Tensor, Tensor> linear_forward(const Tensor& input, const Tensor& wei
     p.C = mutable_data<S>(output);
     p.bias = data<S>(b);
     p.activation = kind;
-    if (saves_input(kind)) {
+    if (saves && saves_input(kind)) {
       saved = empty(sizes, input);
       p.preactivation = mutable_data<S>(saved);
-    } else if (kind == Activation::relu && sizeof(S) == 2 && input.is_cuda()) {
+    } else if (saves && kind == Activation::relu && sizeof(S) == 2 && input.is_cuda()) {
       saved = at::empty({rows.size(0), mask_words(N)}, input.options().dtype(at::kLong));
       p.mask = static_cast<uint64_t*>(saved.mutable_data_ptr());
     }
@@ -97,6 +98,16 @@ std::tuple<Tensor, Tensor> linear_forward(const Tensor& input, const Tensor& wei
   });
   if (!output.defined()) return stock_linear_forward(input, weight, bias, activation, kind);
   return {output, saved};
+}
+
+std::tuple<Tensor, Tensor> linear_forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                                          std::string_view activation) {
+  return output_and_saved(input, weight, bias, activation, /*saves=*/true);
+}
+
+Tensor linear_inference(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                        std::string_view activation) {
+  return std::get<0>(output_and_saved(input, weight, bias, activation, /*saves=*/false));
 }
 
 std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
@@ -153,6 +164,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad, const Ten
 }  // namespace
 
 KERNEL_LIBRARY(m) {
+  m.impl("linear_inference", &linear_inference);
   m.impl("linear_forward", &linear_forward);
   m.impl("linear_backward", &linear_backward);
 }

@@ -4,6 +4,7 @@
 #include <ATen/TensorUtils.h>
 #include <ATen/ops/matmul.h>
 
+#include "batch.h"
 #include "reduce.h"
 #include "tensor_cores.h"
 
@@ -24,13 +25,6 @@ namespace {
 // A vector on the left is a row, on the right a column.
 Tensor as_left(const Tensor& t) { return t.dim() == 1 ? t.unsqueeze(0) : t; }
 Tensor as_right(const Tensor& t) { return t.dim() == 1 ? t.unsqueeze(1) : t; }
-at::IntArrayRef batch_of(const Tensor& t) { return t.sizes().slice(0, t.dim() - 2); }
-at::DimVector with_matrix(at::IntArrayRef batch, int64_t rows, int64_t columns) {
-  at::DimVector sizes(batch.begin(), batch.end());
-  sizes.push_back(rows);
-  sizes.push_back(columns);
-  return sizes;
-}
 
 void check_matmul(const char* op, const Tensor& input, const Tensor& other) {
   check_same(op, "other", other, input);
@@ -51,8 +45,8 @@ void batch_offsets_on_host(const BatchOffsets& p) {
       for (int64_t b = 0; b < p.count; b++) p.offsets[b] += b / repeat % p.size[d] * p.stride[d];
 }
 
-// For every matrix of a batch of these sizes, the elements between t's first one and the one it is computed from; where
-// t is.
+}  // namespace
+
 Tensor batch_offsets(const Tensor& t, at::IntArrayRef batch, int64_t count) {
   Tensor offsets = at::empty({count}, t.options().dtype(at::kLong));
   BatchOffsets p{static_cast<int>(batch.size()), {}, {}, count, mutable_data<int64_t>(offsets)};
@@ -66,6 +60,8 @@ Tensor batch_offsets(const Tensor& t, at::IntArrayRef batch, int64_t count) {
   kernel_for(t, &batch_offsets_on_host, CUDA_KERNEL(batch_offsets))(p);
   return offsets;
 }
+
+namespace {
 
 // Elements between the matrices of t expanded to this batch; none where they are not equally far apart.
 std::optional<int64_t> batch_stride(const Tensor& t, at::IntArrayRef batch, int64_t count) {

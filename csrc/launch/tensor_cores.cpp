@@ -19,4 +19,8 @@ bool serves_tensor_cores([[maybe_unused]] const Tensor& on) {
 
 bool has_stock_products(const Tensor& t) { return !t.is_cpu() && t.element_size() == 2 && !serves_tensor_cores(t); }
 
+bool is_stock_product(const Tensor& t, int64_t multiplications) {
+  return has_stock_products(t) || (t.is_cpu() && stock_product_is_faster(t.scalar_type(), multiplications));
+}
+
 }  // namespace pytorch_ext

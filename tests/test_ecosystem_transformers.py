@@ -1,0 +1,199 @@
+"""Language models of Hugging Face transformers, with random weights, trained and used after convert."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from accuracy import SUM_TERMS, assert_same_bits, unit_roundoff
+from conftest import needs_native
+
+import pytorch_ext
+import pytorch_ext.functional as ours
+from pytorch_ext import optim
+
+transformers = pytest.importorskip("transformers")
+SMALL = {"vocab_size": 61, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+
+
+def gpt2():
+    config = transformers.GPT2Config(
+        n_positions=24, n_embd=64, n_layer=2, n_head=4, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **SMALL
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
+def bert():
+    config = transformers.BertConfig(
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=24,
+        hidden_dropout_prob=0,
+        attention_probs_dropout_prob=0,
+        **SMALL,
+    )
+    return transformers.BertForMaskedLM(config)
+
+
+def llama():
+    config = transformers.LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=24,
+        **SMALL,
+    )
+    return transformers.LlamaForCausalLM(config)
+
+
+# model: some modules that convert replaces, and some whose calls it exchanges
+MODELS = {
+    gpt2: (
+        ["transformer.h.0.attn.resid_dropout", "lm_head"],
+        ["transformer.h.1.attn.c_attn", "transformer.h.0.mlp.act"],
+    ),
+    bert: (["bert.encoder.layer.1.attention.self.query", "cls.predictions.decoder"], []),
+    llama: (
+        ["model.layers.0.self_attn.k_proj", "model.layers.1.mlp.up_proj", "lm_head"],
+        ["model.layers.0.mlp.act_fn"],
+    ),
+}
+each_model = pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
+IDS = (torch.arange(4 * 20).view(4, 20) * 7 + torch.arange(4)[:, None]) % 50 + 3
+MASK = (torch.arange(20) < torch.tensor([20, 17, 20, 9])[:, None]).long()
+
+
+def attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, is_causal=None, **options):
+    """transformers' interface over this package's function, as docs/ecosystem.md has it."""
+    is_causal = module.is_causal if is_causal is None else is_causal
+    output = ours.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attention_mask,
+        dropout,
+        is_causal and attention_mask is None and query.shape[2] > 1,
+        scale=scaling,
+        enable_gqa=True,
+    )
+    return output.transpose(1, 2).contiguous(), None
+
+
+@pytest.fixture(autouse=True)
+def registered():
+    transformers.AttentionInterface.register("pytorch_ext", attention)
+    transformers.AttentionMaskInterface.register("pytorch_ext", transformers.masking_utils.sdpa_mask)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+def pair(make, own_attention=True):
+    """(converted model, stock model) of the same weights."""
+    torch.manual_seed(5)
+    model = make()
+    stock = copy.deepcopy(model)
+    pytorch_ext.convert(model)
+    if own_attention:
+        model.set_attn_implementation("pytorch_ext")
+    return model, stock
+
+
+def losses(model, optimizer=torch.optim.AdamW, steps=6):
+    """The loss of every training step."""
+    model.train()
+    steps_of = optimizer(model.parameters(), lr=1e-3)
+    curve = []
+    for _ in range(steps):
+        steps_of.zero_grad()
+        loss = model(input_ids=IDS, attention_mask=MASK, labels=IDS).loss
+        loss.backward()
+        steps_of.step()
+        curve.append(loss.detach().double())
+    return torch.stack(curve)
+
+
+@each_model
+def test_the_report_says_what_became_of_the_layers(make):
+    model = make()
+    report = pytorch_ext.convert(model)
+    replaced, rewritten = MODELS[make]
+    assert set(replaced) <= set(report.paths("replaced")) and set(rewritten) <= set(report.paths("rewritten"))
+    pytorch_ext.revert(model)
+    assert type(model) is type(make()) and not any(type(m).__module__ == "pytorch_ext.nn" for m in model.modules())
+
+
+@each_model
+def test_training_has_the_losses_of_stock_within_the_accuracy_rule(make):
+    model, stock = pair(make)
+    exact = losses(copy.deepcopy(stock).double())
+    mine, theirs = losses(model, optim.AdamW), losses(stock)
+    allowed = max(
+        2 * float((theirs - exact).abs().max()), SUM_TERMS * unit_roundoff(torch.float32) * float(exact.max())
+    )
+    assert float((mine - exact).abs().max()) <= allowed and mine[-1] < mine[0]
+
+
+@needs_native
+@each_model
+def test_weights_after_training_do_not_depend_on_the_threads(make):
+    states, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            model, _ = pair(make)
+            for module in model.modules():
+                if isinstance(module, torch.nn.LayerNorm):  # stock sums the gradients of its weights thread by thread
+                    module.requires_grad_(False)
+            losses(model, optim.AdamW, steps=3)
+            states.append(model.state_dict())
+    finally:
+        torch.set_num_threads(before)
+    for name, weight in states[0].items():
+        assert_same_bits(weight, states[1][name], name)
+
+
+@needs_native
+@each_model
+def test_no_product_and_no_attention_is_left_to_stock(make):
+    model, _ = pair(make)
+    explained = pytorch_ext.explain(model, {"input_ids": IDS, "attention_mask": MASK})
+    products = ("mm", "addmm", "bmm", "_scaled_dot_product", "_softmax", "gelu", "silu")
+    assert not [row for row in explained if row.path == "stock" and row.op.removeprefix("aten.").startswith(products)]
+
+
+@each_model
+def test_checkpoints_of_transformers_go_both_ways(make, tmp_path):
+    model, stock = pair(make)
+    losses(model, steps=1)
+    model.save_pretrained(tmp_path)
+    loaded = type(stock).from_pretrained(tmp_path)
+    for name, weight in model.state_dict().items():
+        assert_same_bits(weight, loaded.state_dict()[name], name)
+    stock.load_state_dict(model.state_dict())
+    model.eval(), stock.eval(), loaded.eval()
+    expected = model(input_ids=IDS, attention_mask=MASK).logits
+    for other in (stock, loaded):
+        torch.testing.assert_close(other(input_ids=IDS, attention_mask=MASK).logits, expected, rtol=1e-4, atol=1e-5)
+    pytorch_ext.convert(loaded)
+    loaded.set_attn_implementation("pytorch_ext")
+    assert_same_bits(loaded(input_ids=IDS, attention_mask=MASK).logits, expected)
+
+
+@pytest.mark.parametrize("own_attention", [False, True])
+@pytest.mark.parametrize("make", [gpt2, llama], ids=lambda make: make.__name__)
+def test_generate_writes_what_stock_writes(make, own_attention):
+    model, stock = pair(make, own_attention)
+    losses(stock, steps=20)  # no two tokens equally likely
+    model.load_state_dict(stock.state_dict())
+    prompt, mask = IDS[:2, :6], torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])
+    for options in ({"do_sample": False}, {"num_beams": 2, "do_sample": False}):
+        written = [
+            m.eval().generate(input_ids=prompt, attention_mask=mask, max_new_tokens=8, **options)
+            for m in (model, stock)
+        ]
+        assert torch.equal(*written) and written[0].shape[1] > 6
