@@ -19,7 +19,7 @@ from pytorch_ext.functional import linear_cross_entropy
 
 REDUCTIONS = ("mean", "sum", "none")
 # (rows, features, classes and further dimensions); the last ones take more than one chunk of rows.
-SHAPES = [(5, 3, (4,)), (300, 7, (6, 2, 3)), (1, 1, (1,)), (0, 3, (4,)), (600, 2, (17000,)), (4500, 2, (1500,))]
+SHAPES = [(5, 3, (4,)), (300, 7, (6, 2, 3)), (1, 1, (1,)), (0, 3, (4,)), (300, 2, (8200,)), (4200, 2, (1500,))]
 
 
 @pytest.fixture
@@ -81,7 +81,9 @@ our_pair, stock_pair = pair(F.cross_entropy, F.linear), pair(stock.cross_entropy
 
 def cases(**common):
     for shape, soft, weighted, reduction in itertools.product(shapes(), (False, True), (False, True), REDUCTIONS):
-        for smoothing in (0.0, 0.1) if shape[0] < 500 else (0.0,):
+        if shape[2][0] > 1000 and (soft, weighted) != (False, reduction == "mean"):
+            continue  # every large one takes seconds
+        for smoothing in (0.0, 0.1)[: 2 if choice.name == "native" else 1]:
             yield Case(shape, soft=soft, weighted=weighted, reduction=reduction, label_smoothing=smoothing, **common)
 
 
@@ -97,7 +99,7 @@ def test_bits_are_those_of_the_two_functions(path, small_chunks):
 
 def test_bits_are_the_specification_s_on_every_instruction_set(each_cpu):
     for shape, soft, weighted, reduction in itertools.product(
-        [(5, 3, (4,)), (70, 260, (5, 2)), (258, 2, (16500,))], (False, True), (False, True), REDUCTIONS
+        [(5, 3, (4,)), (70, 260, (5, 2)), (300, 2, (7,))], (False, True), (False, True), REDUCTIONS
     ):
         case = Case(shape, soft=soft, weighted=weighted, reduction=reduction, label_smoothing=0.1 * weighted)
         for number in (1.0, 0.7):
@@ -113,12 +115,12 @@ def test_bits_are_the_specification_s_on_every_instruction_set(each_cpu):
 
 
 @needs_native
-@pytest.mark.parametrize("shape", [(600, 2, (17000,)), (9000, 1, (3,))])
+@pytest.mark.parametrize("shape", [(300, 3, (40,)), (4200, 1, (3,))])
 def test_triton_s_chunks_have_the_bits_of_the_native_ones(shape, monkeypatch):
     if "triton" not in pytorch_ext.available_backends() or torch.cuda.is_available():
         pytest.skip("Triton does not interpret its kernels here")
     monkeypatch.setattr(triton_path.kernels.linear_cross_entropy, "LOGITS_IN_CHUNK", 1)
-    case = Case((shape[0] // 15, *shape[1:]) if shape[2] == (17000,) else shape, weighted=True)
+    case = Case(shape, weighted=True)
     native = case.results(grad=torch.tensor(0.7))
     with pytorch_ext.backend("triton"):
         assert_all_same_bits({"native": native, "triton": case.results(grad=torch.tensor(0.7))})
@@ -129,7 +131,7 @@ def test_triton_s_chunks_have_the_bits_of_the_native_ones(shape, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=lambda dtype: str(dtype)[6:])
 def test_other_dtypes_agree_with_torch(path, dtype):
-    for case in cases(dtype=dtype):
+    for case in itertools.islice(cases(dtype=dtype), 0, None, 5 if choice.name == "triton" else 3):
         if case.x.shape[0] == 0 and case.settings["reduction"] == "mean":
             continue  # NaN
         assert_agree(

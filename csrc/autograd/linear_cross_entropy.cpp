@@ -129,7 +129,7 @@ class LinearCrossEntropyFunction : public torch::autograd::Function<LinearCrossE
     constexpr int places[] = {0, 1, 3};
     Mask mask;
     for (int i = 0; i < 3; i++) {
-      mask[i] = ctx->needs_input_grad(places[i]) && (i < 2 || t[2].defined());
+      mask[i] = (i < 2 || t[2].defined()) && ctx->needs_input_grad(places[i]);
       if (mask[i]) result[places[i]] = in_advance(ctx, GRADIENTS[i], t[5 + i], grads[0]);
       mask[i] = mask[i] && !result[places[i]].defined();
     }

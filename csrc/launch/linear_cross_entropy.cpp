@@ -267,7 +267,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_forward(
     loss = losses;
     if (reduction != at::Reduction::None) loss = sum_to_size(losses.reshape({-1}), {});
     if (reduction == at::Reduction::Mean) loss = at::div(loss, divisor);
-    if (reduction == at::Reduction::None && input.dim() == 1) loss = losses.view({});
+    if (reduction == at::Reduction::None && input.dim() == 1) loss = losses.squeeze(0);
     loss = loss.to(dtype.value_or(input.scalar_type()));
   });
   return {loss, shaped_as(d.input, input), shaped_as(d.linear_weight, linear_weight),
