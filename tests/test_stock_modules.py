@@ -83,7 +83,7 @@ def test_errors_are_of_the_same_class(info):
 
 
 def test_signatures_are_torchs():
-    for name in set(nn.__all__) - {"functional"}:
+    for name in (name for name in nn.__all__ if hasattr(torch.nn, name) and name != "functional"):
         theirs = inspect.signature(getattr(torch.nn, name).__init__).parameters
         found = inspect.signature(getattr(nn, name).__init__).parameters
         assert [(p.name, p.kind, p.default) for p in found.values() if p.name in theirs] == [

@@ -2,8 +2,9 @@
 // logits of no more rows are ever stored. Every sum is taken in the order of the two operators one after the other.
 #include <ATen/ExpandUtils.h>
 #include <ATen/ops/div.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/mm.h>
-#include <ATen/ops/stack.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
@@ -13,6 +14,7 @@
 #include "covers.h"
 #include "huge_pages.h"
 #include "reduce.h"
+#include "row_sum.h"
 #include "tensor_cores.h"
 
 namespace pytorch_ext {
@@ -20,7 +22,6 @@ namespace {
 
 // A chunk has about so many logits, yet rows enough for whole chunks of the weight gradient's sum (order.h).
 constexpr int64_t LOGITS_IN_CHUNK = int64_t(1) << 22, ROWS_IN_SUM = 256;
-constexpr int64_t LANES = 64, SEGMENT = 4096;
 
 int64_t rows_of_chunk(int64_t logits_in_row) {
   return std::max<int64_t>(LOGITS_IN_CHUNK / std::max<int64_t>(logits_in_row, 1) / ROWS_IN_SUM, 1) * ROWS_IN_SUM;
@@ -72,35 +73,6 @@ template <class Body>
 void with_ieee_arithmetic(Body&& body) {
   cpu::parallel_for(1, 1, [&](int64_t, int64_t) { body(); });
 }
-
-// The sum of rows by the sum rule, in which row i goes to lane i mod 64 of its segment; the rows come in chunks.
-class RowSum {
- public:
-  // Chunks but the last are whole multiples of the lanes.
-  void add(const Tensor& chunk) {
-    if (!lanes_.defined()) lanes_ = at::zeros({LANES, chunk.size(1)}, chunk.options());
-    for (int64_t begin = 0; begin < chunk.size(0); begin += LANES) {
-      const int64_t count = std::min(LANES, chunk.size(0) - begin);
-      lanes_.narrow(0, 0, count).add_(chunk.narrow(0, begin, count));
-      rows_ += count;
-      if (rows_ % SEGMENT == 0) close();
-    }
-  }
-  Tensor result(at::IntArrayRef columns) {
-    if (!lanes_.defined()) return Tensor();
-    if (rows_ % SEGMENT || segments_.empty()) close();
-    return segments_.size() == 1 ? segments_[0] : sum_to_size(at::stack(segments_), columns);
-  }
-
- private:
-  void close() {  // a row of its own for each lane
-    segments_.push_back(sum_to_size(lanes_, {lanes_.size(1)}));
-    lanes_.zero_();
-  }
-  Tensor lanes_;
-  std::vector<Tensor> segments_;
-  int64_t rows_ = 0;
-};
 
 // What all chunks have in common.
 struct Problem {
