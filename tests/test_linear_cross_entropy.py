@@ -18,7 +18,7 @@ from pytorch_ext.functional import linear_cross_entropy
 
 REDUCTIONS = ("mean", "sum", "none")
 # (rows, features, classes and further dimensions); the last ones take more than one chunk of rows.
-SHAPES = [(5, 3, (4,)), (300, 7, (6, 2, 3)), (1, 1, (1,)), (0, 3, (4,)), (300, 2, (8200,)), (4200, 2, (1500,))]
+SHAPES = [(5, 3, (4,)), (300, 7, (6, 2, 3)), (1, 1, (1,)), (0, 3, (4,)), (260, 2, (8200,)), (4200, 1, (1030,))]
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def cases(**common):
 # ---- bits ------------------------------------------------------------------------------------------------------------
 
 
-def test_bits_are_those_of_the_two_functions(path, small_chunks):
+def test_bits_are_those_of_the_two_functions(path, one_thread, small_chunks):
     for case in cases():
         grad = torch.rand(case.loss().shape) if case.settings["reduction"] == "none" else None
         for a, b in zip(case.results(grad=grad), case.results(our_pair, grad), strict=True):
@@ -129,10 +129,12 @@ def test_triton_s_chunks_have_the_bits_of_the_native_ones(shape, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=lambda dtype: str(dtype)[6:])
-def test_other_dtypes_agree_with_torch(path, dtype):
+def test_other_dtypes_agree_with_torch(path, one_thread, dtype):
     for case in itertools.islice(cases(dtype=dtype), 0, None, 5 if choice.name == "triton" else 3):
         if case.x.shape[0] == 0 and case.settings["reduction"] == "mean":
             continue  # NaN
+        if case.x.shape[0] > 4000:
+            continue  # of one more chunk, and slow
         assert_agree(
             linear_cross_entropy, stock_pair, case.x, case.W, case.target, orders=1, roundings=16, **case.settings
         )
