@@ -167,6 +167,27 @@ def low_precision():
             yield f"{name} {shape} forward", forward(getattr(F, name), getattr(stock, name), x), {"bytes": 2 * bytes}
 
 
+def last_layers():
+    """The loss of a last linear layer, beside stock's two ways: logits stored whole, and its own chunks."""
+    for rows, features, classes in [(64, 128, 10), (1024, 256, 8000), (2048, 512, 32000)]:
+        x, w = (torch.randn(n, features).requires_grad_() for n in (rows, classes))
+        target = torch.randint(0, classes, (rows,))
+
+        def two_functions(x, w, target):
+            return stock.cross_entropy(stock.linear(x, w), target)
+
+        calls = both(F.linear_cross_entropy, two_functions, x, w, target)
+        if hasattr(stock, "linear_cross_entropy"):
+            options = torch.nn.LinearCrossEntropyOptions()
+
+            def chunks(x, w, target, options=options):
+                return stock.linear_cross_entropy(x, w, target, options=options)
+
+            calls["stock, chunks"] = both(F.linear_cross_entropy, chunks, x, w, target)["stock"]
+        limit = {"operations": 6 * rows * features * classes}
+        yield f"linear_cross_entropy {rows}x{features}x{classes} forward+backward", calls, limit
+
+
 def perceptron(ns, sizes, *, fused, last=None):
     layers = []
     for i, (k, n) in enumerate(zip(sizes, sizes[1:], strict=False)):
@@ -275,6 +296,7 @@ GROUPS = {
     "rows": rows,
     "elementwise": elementwise,
     "low precision": low_precision,
+    "last layers": last_layers,
     "optimizers": optimizers,
     "steps": training_steps,
     "converted": converted,

@@ -81,6 +81,18 @@ TORCH_LIBRARY(pytorch_ext, m) {
       "cross_entropy_backward_into(Tensor grad, Tensor(a!) dinput, Tensor input, Tensor target, Tensor? weight,"
       " int reduction, int ignore_index, float label_smoothing) -> ()");
 
+  m.def(
+      "linear_cross_entropy(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, Tensor? weight,"
+      " int reduction, int ignore_index, float label_smoothing, ScalarType? dtype=None) -> Tensor");
+  m.def(
+      "linear_cross_entropy_forward(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias,"
+      " Tensor? weight, int reduction, int ignore_index, float label_smoothing, ScalarType? dtype, bool[3] mask)"
+      " -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "linear_cross_entropy_backward(Tensor grad, Tensor input, Tensor linear_weight, Tensor target,"
+      " Tensor? linear_bias, Tensor? weight, int reduction, int ignore_index, float label_smoothing, bool[3] mask)"
+      " -> (Tensor, Tensor, Tensor)");
+
   m.def("nll_loss(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index) -> Tensor");
   m.def("nll_loss_forward(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index) -> Tensor");
   m.def(
@@ -212,6 +224,29 @@ void cross_entropy_backward_into(const Tensor& grad, const Tensor& dinput, const
   CALL(cross_entropy_backward_into, grad, dinput, input, target, weight, reduction, ignore_index, label_smoothing);
 }
 
+Tensor linear_cross_entropy(const Tensor& input, const Tensor& linear_weight, const Tensor& target,
+                            const OptionalTensor& linear_bias, const OptionalTensor& weight, int64_t reduction,
+                            int64_t ignore_index, double label_smoothing, OptionalType dtype) {
+  CALL(linear_cross_entropy, input, linear_weight, target, linear_bias, weight, reduction, ignore_index,
+       label_smoothing, dtype);
+}
+std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_forward(
+    const Tensor& input, const Tensor& linear_weight, const Tensor& target, const OptionalTensor& linear_bias,
+    const OptionalTensor& weight, int64_t reduction, int64_t ignore_index, double label_smoothing, OptionalType dtype,
+    std::array<bool, 3> mask) {
+  CALL(linear_cross_entropy_forward, input, linear_weight, target, linear_bias, weight, reduction, ignore_index,
+       label_smoothing, dtype, mask);
+}
+std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward(const Tensor& grad, const Tensor& input,
+                                                                 const Tensor& linear_weight, const Tensor& target,
+                                                                 const OptionalTensor& linear_bias,
+                                                                 const OptionalTensor& weight, int64_t reduction,
+                                                                 int64_t ignore_index, double label_smoothing,
+                                                                 std::array<bool, 3> mask) {
+  CALL(linear_cross_entropy_backward, grad, input, linear_weight, target, linear_bias, weight, reduction, ignore_index,
+       label_smoothing, mask);
+}
+
 Tensor nll_loss(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
                 int64_t ignore_index) {
   CALL(nll_loss, input, target, weight, reduction, ignore_index);
@@ -267,6 +302,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   eager<&ops::binary_cross_entropy_with_logits, &covers_binary_cross_entropy_with_logits>::define(
       m, "binary_cross_entropy_with_logits");
   eager<&ops::cross_entropy, &covers_cross_entropy>::define(m, "cross_entropy");
+  eager<&ops::linear_cross_entropy, &covers_linear_cross_entropy>::define(m, "linear_cross_entropy");
   eager<&ops::nll_loss, &covers_nll_loss>::define(m, "nll_loss");
   m.def("free_kept_memory", &free_kept_memory);
   define_functions(m);

@@ -88,6 +88,23 @@ void cross_entropy_backward_into(const Tensor& grad, const Tensor& dinput, const
                                  const OptionalTensor& weight, int64_t reduction, int64_t ignore_index,
                                  double label_smoothing);
 
+// linear_weight (C, d1, ..., in_features); linear_bias the same without the last. dtype: of the loss, where it is not
+// the input's. The forward's gradients, those of input, linear_weight and linear_bias that the mask chooses, are for a
+// loss gradient of 1.
+Tensor linear_cross_entropy(const Tensor& input, const Tensor& linear_weight, const Tensor& target,
+                            const OptionalTensor& linear_bias, const OptionalTensor& weight, int64_t reduction,
+                            int64_t ignore_index, double label_smoothing, OptionalType dtype);
+std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_forward(
+    const Tensor& input, const Tensor& linear_weight, const Tensor& target, const OptionalTensor& linear_bias,
+    const OptionalTensor& weight, int64_t reduction, int64_t ignore_index, double label_smoothing, OptionalType dtype,
+    std::array<bool, 3> mask);
+std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward(const Tensor& grad, const Tensor& input,
+                                                                 const Tensor& linear_weight, const Tensor& target,
+                                                                 const OptionalTensor& linear_bias,
+                                                                 const OptionalTensor& weight, int64_t reduction,
+                                                                 int64_t ignore_index, double label_smoothing,
+                                                                 std::array<bool, 3> mask);
+
 Tensor nll_loss(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
                 int64_t ignore_index);
 Tensor nll_loss_forward(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction,

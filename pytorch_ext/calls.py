@@ -50,7 +50,9 @@ TENSOR_METHODS = {
 
 
 def takes(twin, positional, keywords):
-    """Whether this package's function has such arguments (``out=`` it has not)."""
+    """Whether this package's function has such arguments; a call with ``out=`` stays torch's."""
+    if "out" in keywords:
+        return False
     try:
         inspect.signature(twin).bind(*[None] * positional, **dict.fromkeys(keywords))
     except TypeError:

@@ -18,7 +18,11 @@ from .report import Report
 
 MARK = "_pytorch_ext_converted"  # in the state of a module whose class convert has exchanged
 # torch's module classes and ours.
-TWINS = {getattr(torch.nn, name): getattr(nn, name) for name in nn.__all__ if name != "functional"}
+TWINS = {
+    getattr(torch.nn, name): getattr(nn, name)
+    for name in nn.__all__
+    if name != "functional" and hasattr(torch.nn, name)
+}
 STOCK = {ours: stock for stock, ours in TWINS.items()}
 REMARKS = {
     torch.nn.Dropout: "other masks than torch's, the same on every device",

@@ -8,6 +8,7 @@ from .ops.binary_cross_entropy_with_logits import binary_cross_entropy_with_logi
 from .ops.cross_entropy import cross_entropy
 from .ops.dropout import dropout
 from .ops.linear import linear
+from .ops.linear_cross_entropy import linear_cross_entropy
 from .ops.log_softmax import log_softmax
 from .ops.matmul import matmul
 from .ops.mse_loss import mse_loss
@@ -22,6 +23,7 @@ __all__ = [
     "dropout",
     "gelu",
     "linear",
+    "linear_cross_entropy",
     "log_softmax",
     "matmul",
     "mse_loss",

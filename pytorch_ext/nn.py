@@ -1,10 +1,13 @@
 """``torch.nn`` with this package's kernels. Our modules subclass the stock ones: same parameters, same state_dict."""
 
+import math
+
 import torch
 from torch.nn import *  # noqa: F403
 
 from . import functional, fusion
 from .attention import MultiheadAttention
+from .ops.checks import expect
 
 __all__ = [
     "BCELoss",
@@ -14,6 +17,7 @@ __all__ = [
     "GELU",
     "LazyLinear",
     "Linear",
+    "LinearCrossEntropyLoss",
     "LogSoftmax",
     "MSELoss",
     "MultiheadAttention",
@@ -187,6 +191,56 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
             ignore_index=self.ignore_index,
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
+        )
+
+
+# torch has it from 2.13 on; before that it is made here, with the same parameters and state_dict.
+StockLinearCrossEntropyLoss = getattr(torch.nn, "LinearCrossEntropyLoss", None)
+
+
+class LinearCrossEntropyLoss(StockLinearCrossEntropyLoss or torch.nn.modules.loss._WeightedLoss):
+    """``torch.nn.LinearCrossEntropyLoss``, whose ``linear`` is one of this package.
+
+    See :func:`pytorch_ext.functional.linear_cross_entropy`; it always runs in chunks, and ``options`` change nothing.
+    """
+
+    def __init__(
+        self,
+        in_features,
+        num_classes,
+        *,
+        out_features=(),
+        bias=False,
+        device=None,
+        dtype=None,
+        reduction="mean",
+        weight=None,
+        ignore_index=None,
+        label_smoothing=0.0,
+        options=None,
+    ):
+        op = "LinearCrossEntropyLoss"
+        fits = weight is None or weight.shape == (num_classes,)
+        expect(fits, op, f"weight ({num_classes},)", None if weight is None else tuple(weight.shape))
+        expect(0 <= label_smoothing <= 1, op, "label_smoothing between 0 and 1", label_smoothing)
+        torch.nn.modules.loss._WeightedLoss.__init__(self, weight, reduction=reduction)
+        self.num_classes, self.out_features = num_classes, out_features
+        self.ignore_index, self.label_smoothing, self.options = ignore_index, label_smoothing, options
+        outputs = math.prod(out_features, start=num_classes)
+        self.linear = Linear(in_features, outputs, bias=bias, device=device, dtype=dtype)
+
+    def forward(self, input, target):
+        sizes, bias = (self.num_classes, *self.out_features), self.linear.bias
+        return functional.linear_cross_entropy(
+            input,
+            self.linear.weight.reshape(*sizes, self.linear.in_features),
+            target,
+            linear_bias=None if bias is None else bias.reshape(sizes),
+            weight=self.weight,
+            reduction=self.reduction,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            options=self.options,
         )
 
 

@@ -10,6 +10,7 @@ from .ops.checks import broadcast, expands
 from .ops.cross_entropy import CrossEntropyFunction
 from .ops.dropout import DropoutFunction
 from .ops.linear import LinearFunction
+from .ops.linear_cross_entropy import LinearCrossEntropyFunction
 from .ops.losses import ElementwiseLossFunction
 from .ops.matmul import MatmulFunction
 from .ops.nll_loss import NllLossFunction
@@ -145,6 +146,36 @@ def cross_entropy(input, target, weight, reduction, ignore_index, label_smoothin
         return None
     with autocast_off(input):
         return CrossEntropyFunction.apply(*operands, reduction, ignore_index, float(label_smoothing))
+
+
+def linear_cross_entropy(
+    input, linear_weight, target, linear_bias, weight, reduction, ignore_index, label_smoothing, dtype
+):
+    if not covers(input, linear_weight, linear_bias) or not is_ordinary(target) or not covers_products(input):
+        return None
+    shape, constants = linear_weight.shape, [weight, *([target] if target.is_floating_point() else [])]
+    if len(shape) < 2 or input.dim() not in (1, 2) or (input.dim() == 1 and len(shape) > 2) or not shape.numel():
+        return None
+    of_probabilities, numbers = target.is_floating_point(), (type(ignore_index), type(reduction)) == (int, int)
+    fit = input.shape[-1] == shape[-1] and target.shape == (*input.shape[:-1], *shape[not of_probabilities : -1])
+    fit = fit and (linear_bias is None or linear_bias.shape == shape[:-1]) and target.device == input.device
+    if not fit or not numbers or type(label_smoothing) not in (int, float) or label_smoothing > 1:
+        return None
+    if ignore_index >= 0 if of_probabilities else target.dtype != torch.int64:
+        return None
+    if not (weight is None or (is_ordinary(weight) and weight.shape == shape[:1])) or target.requires_grad:
+        return None
+    if loss_operands(input, [t for t in constants if t is not None], [weight], reduction) is None:
+        return None
+    autocast, operands = torch.is_autocast_enabled(input.device.type), alike(input, linear_weight, linear_bias)
+    if operands is None:
+        return None
+    if autocast and dtype is None and operands[0].dtype != torch.float64:
+        dtype = torch.float32
+    with autocast_off(input):
+        return LinearCrossEntropyFunction.apply(
+            *operands[:2], target, operands[2], weight, reduction, ignore_index, float(label_smoothing), dtype
+        )
 
 
 def nll_loss(input, target, weight, reduction, ignore_index):

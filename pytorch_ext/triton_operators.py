@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from .ops.activation import stock_activation
 from .ops.dropout import DropoutFunction
+from .ops.linear_cross_entropy import composed
 from .ops.losses import as_kernels_are_called
 from .ops.paths import FAKES
 from .triton_path import kernels, launcher, namespace
@@ -28,6 +29,7 @@ mse_loss(Tensor input, Tensor target, Tensor? weight, int reduction) -> Tensor
 binary_cross_entropy(Tensor input, Tensor target, Tensor? weight, int reduction) -> Tensor
 binary_cross_entropy_with_logits(Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, int reduction) -> Tensor
 cross_entropy(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index, float label_smoothing) -> Tensor
+linear_cross_entropy(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, Tensor? weight, int reduction, int ignore_index, float label_smoothing, ScalarType? dtype=None) -> Tensor
 nll_loss(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index) -> Tensor
 """  # noqa: E501
 
@@ -46,9 +48,14 @@ elementwise_loss_forward(Tensor input, Tensor target, Tensor? weight, Tensor? po
 elementwise_loss_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, str loss, int reduction, bool[2] mask) -> (Tensor, Tensor)
 cross_entropy_forward(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index, float label_smoothing, bool with_gradient) -> (Tensor, Tensor)
 cross_entropy_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index, float label_smoothing, bool[2] mask) -> (Tensor, Tensor)
+linear_cross_entropy_forward(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, Tensor? weight, int reduction, int ignore_index, float label_smoothing, ScalarType? dtype, bool[3] mask) -> (Tensor, Tensor, Tensor, Tensor)
+linear_cross_entropy_backward(Tensor grad, Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, Tensor? weight, int reduction, int ignore_index, float label_smoothing, bool[3] mask) -> (Tensor, Tensor, Tensor)
 nll_loss_forward(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index) -> Tensor
 nll_loss_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index) -> Tensor
 """  # noqa: E501
+
+# Their last argument may be left out.
+OPTIONAL = {schema.partition("(")[0]: schema for schema in DIFFERENTIABLE.split("\n") if "dtype=None" in schema}
 
 # The stock composition of what the namespace does not cover.
 STOCK = {
@@ -56,6 +63,7 @@ STOCK = {
     "matmul": torch.matmul,
     "activation": lambda x, kind: stock_activation("activation", kind)(x),
     **as_kernels_are_called(F),
+    "linear_cross_entropy": composed,
 }
 
 
@@ -65,7 +73,7 @@ def differentiable(name):
     def call(*arguments):
         if name == "dropout":
             return DropoutFunction.apply(*arguments)
-        if name.endswith("softmax") and len(arguments) == 2:
+        if name in OPTIONAL and len(arguments) == OPTIONAL[name].count(","):
             arguments += (None,)
         function = namespace.mse_loss_broadcast if name == "mse_loss" else getattr(namespace, name)
         result = function(*arguments)

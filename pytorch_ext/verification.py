@@ -27,8 +27,12 @@ FUNCTIONS = {
     **losses.as_kernels_are_called(functional),
 }
 FUNCTIONS["mse_loss_broadcast"] = FUNCTIONS["mse_loss"]
-ARGUMENTS = {"linear": ("input", "weight", "bias"), "matmul": ("input", "other")}
-NAMES = ARGUMENTS | {"scaled_dot_product_attention": ("query", "key", "value", "attn_mask")}
+PRODUCTS = {"linear": ("input", "weight", "bias"), "matmul": ("input", "other")}
+NAMES = {
+    **PRODUCTS,
+    "scaled_dot_product_attention": ("query", "key", "value", "attn_mask"),
+    "linear_cross_entropy": ("input", "linear_weight", "target", "linear_bias"),
+}
 
 
 @dataclass
@@ -203,9 +207,11 @@ def replay(function, arguments, wanted, dtype):
 
 def magnitudes_of(call, wanted):
     """(sums of |terms| of the output and of each wanted gradient, the rule's factor)."""
-    if call.op not in ARGUMENTS:
+    if call.op == "linear_cross_entropy":
+        return magnitudes_of_last_layer(call, wanted), PRODUCT_TERMS
+    if call.op not in PRODUCTS:
         return [None] * (1 + len(wanted)), SUM_TERMS
-    product = [abs(a.detach().double()) if is_float(a) else a for a in call.arguments[: len(ARGUMENTS[call.op])]]
+    product = [abs(a.detach().double()) if is_float(a) else a for a in call.arguments[: len(PRODUCTS[call.op])]]
     copies = [a.requires_grad_() if is_float(a) else a for a in product]
     with torch.enable_grad(), backend("stock"):
         output = torch.matmul(*copies) if call.op == "matmul" else functional.linear(*copies)
@@ -213,6 +219,22 @@ def magnitudes_of(call, wanted):
         found = torch.autograd.grad(output, [copies[i] for i in wanted], grad) if wanted else []
     # Twice: an activation's slope, and what the product's own rounding adds to it.
     return [2 * t.detach() for t in (output, *found)], PRODUCT_TERMS
+
+
+def magnitudes_of_last_layer(call, wanted):
+    """Those of linear_cross_entropy: a logit's error is one of -log p, and of p in proportion."""
+    x, W, target, bias, *settings = (a.detach().double() if is_float(a) else a for a in call.arguments)
+    dims, sizes = (x.reshape(-1, x.shape[-1]), W.flatten(0, -2)), (*x.shape[:-1], *W.shape[:-1])
+    bias = None if bias is None else bias.flatten()
+    with torch.enable_grad(), backend("stock"):
+        logits = functional.linear(*dims, bias).reshape(sizes).requires_grad_()
+        loss = FUNCTIONS["cross_entropy"](logits, target, *settings[:4])
+        (dz,) = torch.autograd.grad(loss, logits, random_gradient(loss))
+    largest = functional.linear(*(t.abs() for t in dims), None if bias is None else bias.abs()).max()
+    dz = dz.abs().reshape(-1, dims[1].shape[0])
+    of = {0: dz @ dims[1].abs(), 1: dz.t() @ dims[0].abs(), 3: dz.sum(0)}
+    terms = loss.detach().abs() + (loss.numel() and largest * (target.numel() if settings[1] == 2 else 1))
+    return [terms, *(of[i].reshape(call.arguments[i].shape) * (1 + largest) for i in wanted)]
 
 
 def name_of(op, i):

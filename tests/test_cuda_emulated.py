@@ -6,6 +6,7 @@ import tempfile
 
 import pytest
 import torch
+from accuracy import assert_same_bits
 from conftest import needs_native
 from emulator import checks, machines, ops
 from emulator.arguments import ACTIVATIONS, LOSSES
@@ -51,6 +52,16 @@ def any_machine(request):
 def test_products_over_any_number_of_chunks(machine, k):
     for m, n in [(1, 1), (3, 5), (33, 31), (130, 129)]:
         checks.check_linear_forward(machine, m, n, k, bias=n > 1)
+
+
+@pytest.mark.parametrize("first", [256, 512])
+def test_a_product_goes_on_from_the_sums_of_earlier_chunks(machine, first):
+    for m, n, k in [(3, 5, 700), (130, 129, 1300)]:
+        a, b = checks.random(m, k), checks.random(k, n)
+        whole, _ = ops.product(machine, a, b)
+        sums, _ = ops.product(machine, a[:, :first], b[:first])
+        total, _ = ops.product(machine, a[:, first:], b[first:], onto=sums)
+        assert_same_bits(total, whole)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -28,6 +28,7 @@ OPTIMIZER |= dict.fromkeys(("launch", "cpu", "cuda", "triton"), "optimizers")
 ELEMENTWISE_LOSS = dict.fromkeys(PLACES, "elementwise_loss")
 EXCEPTIONS = {
     "matmul": {"cpu": "product", "cuda": "product"},  # the one of linear
+    "linear_cross_entropy": {"cpu": "cross_entropy", "cuda": "cross_entropy"},  # and the product
     "log_softmax": dict.fromkeys(PLACES, "softmax"),  # one kernel, one more logarithm
     "nll_loss": {"cpu": "cross_entropy", "cuda": "cross_entropy"},  # the second half of it
     "scaled_dot_product_attention": {"cuda": None, "triton": None},  # composed of matmul and softmax there

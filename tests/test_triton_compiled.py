@@ -172,6 +172,10 @@ def samples():
         yield "nll_loss_forward", t, target, None, NONE, 1
         yield "nll_loss_backward", g, t, target, None, SUM, 1
     yield "cross_entropy_backward", g, x, torch.rand(7, 6), None, MEAN, -100, 0.0, both
+    yield "linear_cross_entropy", x, w, torch.arange(7) % 5, b, torch.rand(5), MEAN, 1, 0.1
+    last_layer = x, torch.randn(3, 2, 6), torch.arange(14).reshape(7, 2) % 3, torch.randn(3, 2), torch.rand(3)
+    yield "linear_cross_entropy_forward", *last_layer, SUM, -100, 0.0, torch.float64, [True, False, True]
+    yield "linear_cross_entropy_backward", torch.randn(7, 2), *last_layer, NONE, 0, 0.1, [True, True, True]
 
 
 def test_every_operator_passes_torch_s_checks():

@@ -89,7 +89,7 @@ def activation_backward_kernel(g_ptr, saved_ptr, dx_ptr, count, KIND: tl.constex
 
 def without_gaps(t):
     """(t, an empty tensor of the same order in memory): a copy of t where it has gaps, which torch gives no result."""
-    output = torch.empty_like(t)
+    output = torch.empty_like(t) if t.numel() else t.new_empty(t.shape)  # torch knows no order of no elements
     return (t if t.stride() == output.stride() else torch.empty_like(t).copy_(t)), output
 
 

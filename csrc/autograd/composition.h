@@ -27,23 +27,34 @@ inline at::Tensor to_save(const at::Tensor& factor, const at::Tensor& cofactor) 
   return cofactor.requires_grad() ? factor : factor.variable_data();
 }
 
+// The dtype that a composition computes in: a stock operator rounds its result to 16 bits, which a kernel that does the
+// same in one pass does not. Products sum in 32 bits anyway, and are left to the hardware's products of 16.
+enum class Composed { in_float32, in_own_dtype };
+
+inline at::Tensor widened(const at::Tensor& t, Composed dtype) {
+  const bool narrow = t.defined() && (t.scalar_type() == at::kBFloat16 || t.scalar_type() == at::kHalf);
+  return narrow && dtype == Composed::in_float32 ? t.to(at::kFloat) : t;
+}
+
 // Vector-Jacobian product of compose(inputs) with `grads`; undefined inputs stay undefined, undefined grads are zero.
 // The inputs are aliased, so that one of them being computed from another does not add to its gradient.
 template <class Compose>
-variable_list vjp_of_composition(const variable_list& inputs, const variable_list& grads, Compose&& compose) {
+variable_list vjp_of_composition(const variable_list& inputs, const variable_list& grads, Compose&& compose,
+                                 Composed dtype = Composed::in_float32) {
   const bool create_graph = at::GradMode::is_enabled();
   at::AutoGradMode with_graph(true);
   variable_list aliases, wanted;
   for (const auto& t : inputs) {
     bool differentiable = requires_grad(t);
-    aliases.push_back(!differentiable ? t : create_graph ? t.view_as(t) : t.detach().requires_grad_());
-    if (differentiable) wanted.push_back(aliases.back());
+    at::Tensor alias = !differentiable ? t : create_graph ? t.view_as(t) : t.detach().requires_grad_();
+    if (differentiable) wanted.push_back(alias);
+    aliases.push_back(widened(alias, dtype));
   }
   variable_list outputs = compose(aliases), used_outputs, used_grads;
   for (size_t i = 0; i < outputs.size(); i++) {
     if (!outputs[i].defined() || !grads[i].defined() || !outputs[i].requires_grad()) continue;
     used_outputs.push_back(outputs[i]);
-    used_grads.push_back(grads[i]);
+    used_grads.push_back(grads[i].to(outputs[i].scalar_type()));
   }
   variable_list found(wanted.size()), result;
   if (!used_outputs.empty() && !wanted.empty())

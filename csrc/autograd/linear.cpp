@@ -30,13 +30,14 @@ class LinearBackwardFunction : public torch::autograd::Function<LinearBackwardFu
   static variable_list backward(AutogradContext* ctx, const variable_list& chosen_grads) {
     const auto grads = at_their_places(ctx->saved_data["mask"].to<std::array<bool, 3>>(), chosen_grads);
     auto kind = activation_named("linear", ctx->saved_data["activation"].toStringRef());
-    auto found = vjp_of_composition(ctx->get_saved_variables(), grads, [&](const variable_list& t) -> variable_list {
+    auto compose = [&](const variable_list& t) -> variable_list {
       const Tensor &grad = t[0], &input = t[1], &weight = t[2];
       Tensor dz = composed_activation_gradient(grad, t[3], kind);
       Tensor rows = dz.reshape_symint({-1, weight.sym_size(0)});
       return {at::matmul(dz, weight), at::matmul(rows.t(), input.reshape_symint({-1, weight.sym_size(1)})),
               rows.sum(0)};
-    });
+    };
+    auto found = vjp_of_composition(ctx->get_saved_variables(), grads, compose, Composed::in_own_dtype);
     return {found[0], found[1], found[2], found[3], {}, {}};
   }
 };
@@ -84,11 +85,14 @@ Tensor linear_below(const Tensor& input, const Tensor& weight, const OptionalTen
 }
 
 Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, std::string_view activation) {
+  if (!any_requires_grad(input, weight, bias)) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return linear_below(input, weight, bias, activation);
+  }
   auto [output, saved] = [&] {
     at::AutoDispatchBelowADInplaceOrView below;
     return ops::linear_forward(input, weight, bias, activation);
   }();
-  if (!any_requires_grad(input, weight, bias)) return output;
   const Activation kind = activation_named("linear", activation);
   const bool saves_output = kind != Activation::none && !saved.defined();
   // The bias is needed only to form z or y again, differentiably, for a second derivative.

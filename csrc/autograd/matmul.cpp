@@ -24,7 +24,7 @@ class MatmulBackwardFunction : public torch::autograd::Function<MatmulBackwardFu
 
   static variable_list backward(AutogradContext* ctx, const variable_list& chosen_grads) {
     const auto grads = at_their_places(ctx->saved_data["mask"].to<std::array<bool, 2>>(), chosen_grads);
-    auto found = vjp_of_composition(ctx->get_saved_variables(), grads, [](const variable_list& t) -> variable_list {
+    auto compose = [](const variable_list& t) -> variable_list {
       const Tensor &input = t[1], &other = t[2];
       Tensor g = t[0], A = input, B = other;
       if (other.dim() == 1) g = g.unsqueeze(-1), B = B.unsqueeze(1);
@@ -32,7 +32,8 @@ class MatmulBackwardFunction : public torch::autograd::Function<MatmulBackwardFu
       Tensor dA = at::matmul(g, B.mT()).sum_to_size_symint(A.sym_sizes());
       Tensor dB = at::matmul(A.mT(), g).sum_to_size_symint(B.sym_sizes());
       return {dA.reshape_symint(input.sym_sizes()), dB.reshape_symint(other.sym_sizes())};
-    });
+    };
+    auto found = vjp_of_composition(ctx->get_saved_variables(), grads, compose, Composed::in_own_dtype);
     return {found[0], found[1], found[2], {}};
   }
 };

@@ -134,8 +134,8 @@ void multiply_cached(const Block<S>& p, TileShape shape) {
         if constexpr (SUMS_IN_C<S>)
           if (in_place(columns)) b = {p.B.data + k * p.B.row + n, p.B.row, 1};
         T* sums = total + i * total_row + n;
-        tile_function<T>(present)(
-            {length, a.data + (i - m) * a.row, a.row, a.column, b.data, b.row, sums, total_row, columns, k == 0});
+        tile_function<T>(present)({length, a.data + (i - m) * a.row, a.row, a.column, b.data, b.row, sums, total_row,
+                                   columns, k == 0 && !p.accumulates});
         if (last) finish(part(p, i, rows, n, columns), sums, total_row);
       };
       if (rows_outside)
@@ -165,8 +165,8 @@ void multiply_tiles(const Block<S>& p) {
 
 template <class S>
 void multiply_block(const Block<S>& p) {
-  if (p.K == 1 && p.B.column == 1) return outer_product(p);
-  if (p.B.row == 1 && p.M <= FEW_ROWS) {
+  if (p.K == 1 && p.B.column == 1 && !p.accumulates) return outer_product(p);
+  if (p.B.row == 1 && p.M <= FEW_ROWS && !p.accumulates) {
     if (p.M == 1 && p.N == 1 && p.A.column == 1 && p.K > PRODUCT_CHUNK) {
       compute_t<S> total = inner_product(p.K, p.A.data, p.B.data);
       if constexpr (SUMS_IN_C<S>) *p.C = total;
@@ -198,7 +198,8 @@ Grid choose_grid(int64_t M, int64_t N, int64_t column_unit, int64_t threads) {
 
 template <class S>
 Block<S> whole(const Product<S>& p, int64_t b) {
-  Block<S> r{p.M, p.N, p.K, p.A, p.B, p.C + b * p.c_batch, p.preactivation, p.c_row, p.bias, 1, p.activation};
+  Block<S> r{p.M,     p.N,    p.K, p.A,          p.B,          p.C + b * p.c_batch, p.preactivation,
+             p.c_row, p.bias, 1,   p.activation, p.accumulates};
   if (p.a_offset) r.A.data += p.a_offset[b];
   if (p.b_offset) r.B.data += p.b_offset[b];
   if (r.preactivation) r.preactivation += b * p.c_batch;

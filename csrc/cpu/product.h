@@ -28,6 +28,8 @@ struct Product {
   const int64_t* a_offset = nullptr;  // (batch,) element offsets of A[b] and B[b] from data; null for batch = 1
   const int64_t* b_offset = nullptr;
   int64_t c_batch = 0;  // elements between C[b] and C[b + 1], and in preactivation
+  // C holds the sums of earlier chunks of a longer K, to which these are added: float and double alone, nothing after.
+  bool accumulates = false;
 };
 
 // offsets[b], b < count: the elements before matrix b of a batch of these sizes and strides, the last dimension

@@ -18,6 +18,7 @@ struct Block {
   const S* bias;
   int64_t bias_step;  // 0: one bias for all columns
   Activation activation;
+  bool accumulates;
 };
 
 template <class S>

@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(Tile::threads, 2) product_kernel(Product<T> p,
   read(begin);
   put(0);
   int buffer = 0;
-  bool first = true;
+  bool first = chunk_sums || !p.accumulates;
   for (int64_t k = begin;;) {
     k += Tile::depth;
     const bool last = k >= end;
@@ -222,10 +222,10 @@ template <class T>
 __global__ void fold_chunks_kernel(Product<T> p, int64_t chunks, const T* chunk_sums) {
   const int64_t in_batch = p.M * p.N, count = p.batch * in_batch, i = global_thread();
   if (i >= count) return;
-  T total = chunk_sums[i];
-  for (int64_t c = 1; c < chunks; c++) total = add(total, chunk_sums[c * count + i]);
   const int64_t batch = i / in_batch, row = i % in_batch / p.N, column = i % p.N;
   const int64_t at = batch * p.c_batch + row * p.c_row + column;
+  T total = p.accumulates ? add(p.C[at], chunk_sums[i]) : chunk_sums[i];
+  for (int64_t c = 1; c < chunks; c++) total = add(total, chunk_sums[c * count + i]);
   total = with_bias(p, column, total);
   if (p.preactivation) p.preactivation[at] = total;
   with_activation(p.activation, [&](auto act) { p.C[at] = act.value(total); });

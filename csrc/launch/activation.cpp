@@ -14,7 +14,10 @@ bool covers_activation(const Tensor& input, std::string_view kind) {
 namespace {
 
 // The elements without gaps, in the order of memory that torch gives a result: a tensor's own where it has no gaps.
-Tensor without_gaps(const Tensor& t) { return t.is_non_overlapping_and_dense() ? t : new_like(t).copy_(t); }
+Tensor without_gaps(const Tensor& t) {
+  if (t.numel() == 0) return empty(t.sizes(), t);  // where torch knows no order
+  return t.is_non_overlapping_and_dense() ? t : new_like(t).copy_(t);
+}
 
 Tensor activation_forward(const Tensor& input, std::string_view name) {
   const Activation kind = activation_named("activation", name);

@@ -88,6 +88,9 @@ ClassificationLoss<S> cross_entropy_arguments(const ClassOperands& o, int64_t re
 ClassOperands class_operands(const char* op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                              int64_t reduction, int64_t ignore_index);
 
+// How many rows are not ignored; IndexError where a class index is out of range.
+int64_t count_rows(const char* op, const int64_t* indices, int64_t rows, int64_t classes, int64_t ignore_index);
+
 // The loss of every row where reduction is none, else one number.
 at::DimVector loss_sizes(const Tensor& input, const Tensor& target, int64_t reduction);
 

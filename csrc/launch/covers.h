@@ -47,6 +47,10 @@ bool covers_binary_cross_entropy_with_logits(const at::Tensor& input, const at::
 
 bool covers_cross_entropy(const at::Tensor& input, const at::Tensor& target, const std::optional<at::Tensor>& weight,
                           int64_t reduction, int64_t ignore_index, double label_smoothing);
+bool covers_linear_cross_entropy(const at::Tensor& input, const at::Tensor& linear_weight, const at::Tensor& target,
+                                 const std::optional<at::Tensor>& linear_bias, const std::optional<at::Tensor>& weight,
+                                 int64_t reduction, int64_t ignore_index, double label_smoothing,
+                                 std::optional<at::ScalarType> dtype);
 bool covers_nll_loss(const at::Tensor& input, const at::Tensor& target, const std::optional<at::Tensor>& weight,
                      int64_t reduction, int64_t ignore_index);
 

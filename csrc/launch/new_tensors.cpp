@@ -134,10 +134,11 @@ constexpr c10::DispatchKeySet CPU_KEYS(c10::DispatchKey::CPU);
 
 }  // namespace
 
-at::Tensor empty(at::IntArrayRef sizes, const at::Tensor& like) {
-  if (!like.is_cpu() || torch_fills()) return at::empty(sizes, like.options().memory_format(std::nullopt));
-  const auto bytes = static_cast<size_t>(c10::multiply_integers(sizes)) * like.itemsize();
-  return at::detail::empty_generic(sizes, allocator_for(bytes), CPU_KEYS, like.scalar_type(), std::nullopt);
+at::Tensor empty(at::IntArrayRef sizes, const at::Tensor& like, std::optional<at::ScalarType> dtype) {
+  const at::ScalarType type = dtype.value_or(like.scalar_type());
+  if (!like.is_cpu() || torch_fills()) return at::empty(sizes, like.options().dtype(type).memory_format(std::nullopt));
+  const auto bytes = static_cast<size_t>(c10::multiply_integers(sizes)) * c10::elementSize(type);
+  return at::detail::empty_generic(sizes, allocator_for(bytes), CPU_KEYS, type, std::nullopt);
 }
 
 at::Tensor new_like(const at::Tensor& like) {

@@ -5,10 +5,12 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
+
 namespace pytorch_ext {
 
-// Contiguous, on the device and with the dtype of `like`.
-at::Tensor empty(at::IntArrayRef sizes, const at::Tensor& like);
+// Contiguous, on the device of `like` and with its dtype, or another one.
+at::Tensor empty(at::IntArrayRef sizes, const at::Tensor& like, std::optional<at::ScalarType> dtype = std::nullopt);
 
 // As torch makes a result of `like`: with its strides, or where those leave gaps, in their order.
 at::Tensor new_like(const at::Tensor& like);

@@ -12,9 +12,6 @@ bool covers_nll_loss(const Tensor& input, const Tensor& target, const OptionalTe
          is_index_dtype(input, target) && has_index_per_row(input, target);
 }
 
-namespace {
-
-// How many rows are not ignored.
 int64_t count_rows(const char* op, const int64_t* indices, int64_t rows, int64_t classes, int64_t ignore_index) {
   int64_t ignored = 0, outside = 0;
   for (int64_t i = 0; i < rows; i++) {
@@ -28,6 +25,8 @@ int64_t count_rows(const char* op, const int64_t* indices, int64_t rows, int64_t
   TORCH_CHECK_INDEX(false, op, ": expected class indices in [0, ", classes, ") or ignore_index ", ignore_index,
                     ", got ", indices[i]);
 }
+
+namespace {
 
 // Whether the classes are contiguous although the shape puts them second of more than two dimensions.
 bool has_classes_last(const Tensor& t) { return t.dim() > 2 && !t.is_contiguous() && t.movedim(1, -1).is_contiguous(); }

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ..triton_path import kernels, launchers
-from .checks import expect, expect_tensors
+from .checks import expect, expect_tensors, into
 from .composition import with_composed_derivative
 from .paths import choice, is_dynamo_compiling, overridden, register_fake, traceable
 
@@ -101,10 +101,11 @@ def tanh(input):
     return activation("tanh", "tanh", input)
 
 
-def gelu(input, *, approximate="none"):
+def gelu(input, *, approximate="none", out=None):
     """``torch.nn.functional.gelu``. Raises RuntimeError where ``approximate`` is neither ``"none"`` nor ``"tanh"``."""
     expect(approximate in ("none", "tanh"), "gelu", "approximate none or tanh", approximate)
-    return activation("gelu", "gelu_tanh" if approximate == "tanh" else "gelu", input)
+    output = activation("gelu", "gelu_tanh" if approximate == "tanh" else "gelu", input)
+    return output if out is None else into("gelu", out, output)
 
 
 def silu(input, inplace=False):

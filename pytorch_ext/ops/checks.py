@@ -33,6 +33,16 @@ def expect_alike(op, *, dtype=True, **arguments):
         expect(not dtype or value.dtype == first.dtype, op, f"{name} of {first.dtype} as {first_name}", value.dtype)
 
 
+def into(op, out, result):
+    """``result`` in the tensor that the caller has given for it, resized with stock's warning where it must be."""
+    expect_tensors(op, out=out)
+    recorded = torch.is_grad_enabled() and (result.requires_grad or out.requires_grad)
+    expect(not recorded, op, "tensors that require no gradient where there is an out", "one that does")
+    same = out.dtype == result.dtype and out.device == result.device
+    expect(same, op, f"out of {result.dtype} on {result.device}", f"{out.dtype} on {out.device}")
+    return torch.alias_copy(result, out=out)
+
+
 def broadcast(shape, other):
     """Whether two shapes broadcast together."""
     return all(a == b or a == 1 or b == 1 for a, b in zip(reversed(shape), reversed(other), strict=False))

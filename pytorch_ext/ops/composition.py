@@ -6,27 +6,32 @@ same formula composed of stock operators, which can be differentiated any number
 
 import torch
 
+NARROW = (torch.bfloat16, torch.float16)
 
-def with_composed_derivative(kernel, compose, *tensors):
-    """kernel(*tensors), a tensor or a tuple, differentiated as compose(*tensors); a tensor may be None in either."""
+
+def with_composed_derivative(kernel, compose, *tensors, widen=True):
+    """kernel(*tensors), a tensor or a tuple, differentiated as compose(*tensors); a tensor may be None in either.
+
+    ``widen``: the composition computes in float32 what it is given in 16 bits, to which every stock operator rounds.
+    """
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return ComposedDerivative.apply(kernel, compose, *tensors)
+        return ComposedDerivative.apply(kernel, compose, widen, *tensors)
     return kernel(*tensors)
 
 
 class ComposedDerivative(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, kernel, compose, *tensors):
+    def forward(ctx, kernel, compose, widen, *tensors):
         ctx.save_for_backward(*tensors)
-        ctx.compose = compose
+        ctx.compose, ctx.widen = compose, widen
         return kernel(*tensors)
 
     @staticmethod
     def backward(ctx, *grads):
-        return None, None, *vjp_of_composition(ctx.compose, ctx.saved_tensors, grads)
+        return None, None, None, *vjp_of_composition(ctx.compose, ctx.saved_tensors, grads, ctx.widen)
 
 
-def vjp_of_composition(compose, inputs, grads):
+def vjp_of_composition(compose, inputs, grads, widen):
     """Vector-Jacobian product of compose(*inputs) with ``grads``; None where an input requires no gradient.
 
     The inputs are aliased, so that one of them being computed from another does not add to its gradient.
@@ -34,11 +39,11 @@ def vjp_of_composition(compose, inputs, grads):
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         aliases = [alias(t, create_graph) for t in inputs]
-        outputs = compose(*aliases)
+        outputs = compose(*(t.float() if widen and t is not None and t.dtype in NARROW else t for t in aliases))
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         wanted = [t for t in aliases if t is not None and t.requires_grad]
         pairs = zip(outputs, grads, strict=True)
-        used = [(y, g) for y, g in pairs if y is not None and g is not None and y.requires_grad]
+        used = [(y, g.to(y.dtype)) for y, g in pairs if y is not None and g is not None and y.requires_grad]
         found = [None] * len(wanted)
         if used and wanted:
             found = torch.autograd.grad(

@@ -11,7 +11,7 @@ from .paths import choice, is_dynamo_compiling, overridden, register_fake, trace
 def dropout(input, p=0.5, training=True, inplace=False):
     """``torch.nn.functional.dropout``, with the same mask on every device for the same seed of ``torch.manual_seed``.
 
-    The mask is another one than stock's. Raises ValueError for ``p`` outside [0, 1].
+    The mask is another one than stock's. Raises ValueError for ``p`` outside [0, 1], RuntimeError for NaN.
     """
     if not is_dynamo_compiling():
         output = choice.kernels.dropout(input, p, training, inplace)
@@ -19,7 +19,7 @@ def dropout(input, p=0.5, training=True, inplace=False):
             return output
     if not overridden(input):
         expect_tensors("dropout", input=input)
-        expect(0 <= p <= 1, "dropout", "p between 0 and 1", p, ValueError)
+        expect(0 <= p <= 1, "dropout", "p between 0 and 1", p, RuntimeError if p != p else ValueError)
         if operators := traceable(input):
             if not training or p == 0:
                 return input

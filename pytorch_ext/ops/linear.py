@@ -7,18 +7,20 @@ import torch.nn.functional as F
 
 from ..triton_path import launchers
 from .activation import ACTIVATIONS, composed_activation_gradient, stock_activation
-from .checks import expect, expect_alike, expect_tensors
+from .checks import expect, expect_alike, expect_tensors, into
 from .composition import with_composed_derivative
 from .paths import choice, is_dynamo_compiling, overridden, products_are_ieee, register_fake, traceable
 
 
-def linear(input, weight, bias=None, *, activation=None):
+def linear(input, weight, bias=None, *, activation=None, out=None):
     """``torch.nn.functional.linear``, then an activation in the same kernel.
 
     input ``(..., K)``, weight ``(N, K)``, bias ``(N,)`` or None; the result is ``(..., N)``. ``activation`` is None,
     ``"relu"``, ``"sigmoid"``, ``"tanh"``, ``"gelu"``, ``"gelu_tanh"`` (``F.gelu(approximate="tanh")``) or ``"silu"``.
     Raises RuntimeError where shapes, dtypes or devices do not match and ValueError for an unknown activation.
     """
+    if out is not None:
+        return into("linear", out, linear(input, weight, bias, activation=activation))
     activation = activation or "none"
     if not is_dynamo_compiling():
         output = choice.kernels.linear(input, weight, bias, activation)
@@ -71,7 +73,7 @@ def linear_backward(grad, input, weight, saved, activation, mask):
     """The gradients of input, weight and bias that the mask chooses, on the Triton path, differentiable."""
     kernel = functools.partial(launchers.linear_backward, activation=activation, mask=mask)
     compose = functools.partial(composed_linear_gradients, activation=activation)
-    return with_composed_derivative(kernel, compose, grad, input, weight, saved)
+    return with_composed_derivative(kernel, compose, grad, input, weight, saved, widen=False)
 
 
 def composed_linear_gradients(grad, input, weight, saved, activation):

@@ -31,8 +31,23 @@ def as_kernels_are_called(functions):
         "cross_entropy": lambda x, y, w, code, ignored, smoothing: f.cross_entropy(
             x, y, w, ignore_index=ignored, reduction=names[code], label_smoothing=smoothing
         ),
+        "linear_cross_entropy": lambda x, v, y, b, w, code, ignored, smoothing, _: f.linear_cross_entropy(
+            x,
+            v,
+            y,
+            linear_bias=b,
+            weight=w,
+            reduction=names[code],
+            ignore_index=ignored_or_none(y, ignored),
+            label_smoothing=smoothing,
+        ),
         "nll_loss": lambda x, y, w, code, ignored: f.nll_loss(x, y, w, ignore_index=ignored, reduction=names[code]),
     }
+
+
+def ignored_or_none(target, ignore_index):
+    """What linear_cross_entropy is given: nothing for class probabilities."""
+    return None if target.is_floating_point() else ignore_index
 
 
 def reduction_code(reduction):

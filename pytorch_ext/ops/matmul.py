@@ -5,17 +5,19 @@ import functools
 import torch
 
 from ..triton_path import launchers
-from .checks import broadcast, expect, expect_alike, expect_tensors
+from .checks import broadcast, expect, expect_alike, expect_tensors, into
 from .composition import with_composed_derivative
 from .paths import choice, is_dynamo_compiling, overridden, products_are_ieee, register_fake, traceable
 
 
-def matmul(input, other):
+def matmul(input, other, *, out=None):
     """``torch.matmul``.
 
     input ``(..., M, K)`` or ``(K,)``, other ``(..., K, N)`` or ``(K,)``; the leading dimensions broadcast. Integer,
     boolean and complex tensors take the stock operator. RuntimeError where shapes, dtypes or devices do not match.
     """
+    if out is not None:
+        return into("matmul", out, matmul(input, other))
     if not is_dynamo_compiling():
         output = choice.kernels.matmul(input, other)
         if output is not None:
@@ -63,7 +65,7 @@ class MatmulFunction(torch.autograd.Function):
 def matmul_backward(grad, input, other, mask):
     """The gradients that the mask chooses, on the Triton path, differentiable."""
     kernel = functools.partial(launchers.matmul_backward, mask=mask)
-    return with_composed_derivative(kernel, composed_matmul_gradients, grad, input, other)
+    return with_composed_derivative(kernel, composed_matmul_gradients, grad, input, other, widen=False)
 
 
 def composed_matmul_gradients(grad, input, other):

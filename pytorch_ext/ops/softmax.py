@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from ..triton_path import launchers
 from .checks import expect, expect_tensors
 from .composition import with_composed_derivative
-from .paths import choice, is_dynamo_compiling, overridden, register_fake, traceable
+from .paths import choice, is_dynamo_compiling, is_traced, overridden, register_fake, traceable
 
 
 def softmax(input, dim=None, _stacklevel=3, dtype=None):
@@ -38,7 +38,7 @@ def otherwise(op, stock, input, dim, stacklevel, dtype):
     if isinstance(dim, int):
         dims = max(input.dim(), 1)
         expect(-dims <= dim < dims, op, f"dim between {-dims} and {dims - 1}", dim, IndexError)
-    if operators := traceable(input if dtype is None else input.to(dtype)):
+    if is_traced(input) and (operators := traceable(input if dtype is None else input.to(dtype))):
         return getattr(operators, op)(input, dim, dtype)
     return stock(input, dim, dtype=dtype)
 

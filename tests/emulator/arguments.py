@@ -17,7 +17,7 @@ STORAGE = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "BFl
 DECLARATIONS = {
     "MatrixView": "data* row column",
     "Product": "M N K A:MatrixView B:MatrixView C* c_row bias* activation:enum preactivation* batch a_offset* b_offset*"
-    " c_batch",
+    " c_batch accumulates:bool",
     "TensorCoreProduct": "product:Product a_batch b_batch mask*",
     "BatchOffsets": "dims:enum size:24 stride:24 count offsets*",
     "LinearGradient": "rows columns grad* grad_row grad_column saved* activation:enum mask* dz* dbias*",

@@ -24,10 +24,15 @@ def batch_offsets(machine, t):
     return offsets
 
 
-def product(machine, a, b, bias=None, activation="none", preactivation=False):
-    """(activation(a b + bias), a b + bias or None), a (..., M, K) and b (..., K, N) with equal leading dimensions."""
+def product(machine, a, b, bias=None, activation="none", preactivation=False, onto=None):
+    """(activation(a b + bias), a b + bias or None), a (..., M, K) and b (..., K, N) with equal leading dimensions.
+
+    ``onto``: the sums of earlier chunks of K.
+    """
     batch, (m, k), n = a.shape[:-2], a.shape[-2:], b.shape[-1]
     y = machine.memory.empty(*batch, m, n)
+    if onto is not None:
+        y.tensor.copy_(onto)
     z = machine.memory.empty(*batch, m, n) if preactivation else None
     p = machine.structures.Product(M=m, N=n, K=k, C=y.address, c_row=n, batch=batch.numel(), c_batch=m * n)
     for view, t in ((p.A, a), (p.B, b)):
@@ -37,6 +42,7 @@ def product(machine, a, b, bias=None, activation="none", preactivation=False):
     p.bias = machine.memory.put(bias)
     p.activation = ACTIVATIONS.index(activation)
     p.preactivation = z.address if z else None
+    p.accumulates = onto is not None
     machine.call("product", p)
     return _tensors(y, z)
 
