@@ -98,6 +98,15 @@ def cross_entropy(make):
         yield f"{shape} probabilities", results(F.cross_entropy(x, target), x, target)
 
 
+def linear_cross_entropy(make):
+    for rows, features, sizes in [(5, 3, (4,)), (600, 40, (3, 2)), (300, 8, (8200,)), (4200, 2, (30,))]:
+        for options in [{}, {"reduction": "sum", "label_smoothing": 0.1}, {"reduction": "none", "ignore_index": 1}]:
+            x, w, b = make.randn(rows, features), make.randn(*sizes, features), make.randn(*sizes)
+            target, weight = make.classes(sizes[0], rows, *sizes[1:]), make.uniform(sizes[0], grad=False)
+            loss = F.linear_cross_entropy(x, w, target, linear_bias=b, weight=weight, **options)
+            yield f"{rows}x{features} {sizes} {options}", results(loss, x, w, b)
+
+
 def nll_loss(make):
     for shape in [(3, 5), (300, 11), (3, 7, 4, 5)]:
         for reduction in ("mean", "sum", "none"):
@@ -151,6 +160,7 @@ OPS = {
         softmax,
         scaled_dot_product_attention,
         cross_entropy,
+        linear_cross_entropy,
         nll_loss,
         elementwise_loss,
         dropout,

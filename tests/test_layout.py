@@ -42,7 +42,8 @@ EXCEPTIONS = {
 }
 
 # Sources that hold no op but what the kernels of several ops share.
-SHARED_SOURCES = {"cuda", "functions", "optimizer_groups", "reduce", "self_test", "stock_products", "tensor_cores"}
+SHARED_SOURCES = {"cuda", "functions", "new_tensors", "optimizer_groups", "reduce", "self_test", "stock_products"}
+SHARED_SOURCES |= {"tensor_cores"}
 
 OPS = sorted(page.stem for page in (ROOT / "pytorch_ext" / "ops").glob("*.py") if page.stem not in SHARED_PAGES)
 
