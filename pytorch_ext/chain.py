@@ -23,11 +23,25 @@ def chain_of(model):
     check_hooks(model)
     if isinstance(model, tuple(MODULES)):
         return layer_of_module(model, "model")
+    training, evaluation = (traced_layers(model, mode) for mode in (True, False))
+    if training != evaluation:
+        raise NotAChain("a forward that does the same in training and evaluation, got one that reads self.training")
+    return fused(training)
+
+
+def traced_layers(model, training):
+    """The layers of the model's forward in that mode; the model's own modes stay."""
+    modes = {module: module.training for module in model.modules()}
     try:
+        for module in modes:
+            module.training = training
         with fusion.one_by_one():
             graph = LayerTracer().trace(model)
     except Exception as error:  # whatever a user's forward raises when it is traced
         raise NotAChain(f"a forward that torch.fx can trace, got {type(error).__name__}: {error}") from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
     modules = dict(model.named_modules())
     layers, current = [], None
     for node in graph.nodes:
@@ -43,7 +57,7 @@ def chain_of(model):
         elif not is_size(node):
             layers += layer_of(node, current, modules)
             current = node
-    return fused(layers)
+    return layers
 
 
 def check_hooks(model):

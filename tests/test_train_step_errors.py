@@ -34,6 +34,11 @@ class Branching(Residual):
         return self.first(x) if x.sum() > 0 else x
 
 
+class OnlyInTraining(Residual):
+    def forward(self, x):
+        return self.first(x).relu() if self.training else self.first(x)
+
+
 class MyLinear(nn.Linear):
     pass
 
@@ -67,6 +72,7 @@ MODELS = {
     "a convolution": (lambda: nn.Sequential(nn.Conv1d(6, 6, 1), nn.Linear(6, 3)), r"got 0, a Conv1d"),
     "a residual": (Residual, r"got <built-in function add>"),
     "control flow": (Branching, r"a forward that torch.fx can trace"),
+    "two modes": (OnlyInTraining, r"the same in training and evaluation, got one that reads self.training"),
     "a subclass": (lambda: nn.Sequential(MyLinear(6, 3)), r"got 0, a MyLinear"),
     "a hook": (with_hook, r"modules without hooks, got hooks on 1"),
     "tied weights": (tied, r"parameters that belong to one layer, got 2.weight, which is 0.weight"),
@@ -84,8 +90,10 @@ def attempt(model, loss=None, optimizer=torch.optim.SGD, **options):
 @pytest.mark.parametrize("case", MODELS)
 def test_a_model_outside_the_set_is_refused_with_the_reason(case):
     make, message = MODELS[case]
+    model = make().eval().train(case != "no parameter")
     with pytest.raises(ValueError, match=f"^TrainStep: expected .*{message}"):
-        attempt(make())
+        attempt(model)
+    assert all(module.training == model.training for module in model.modules())
 
 
 def test_losses_and_optimisers_outside_the_set_are_refused():
