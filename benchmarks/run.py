@@ -61,7 +61,7 @@ def machine(threads, device):
     }
 
 
-def measure(group, threads, pattern, device):
+def measure(group, threads, patterns, device):
     torch.set_num_threads(threads)
     cases = (GROUPS | GPU_GROUPS)[group]()
     while True:
@@ -69,7 +69,7 @@ def measure(group, threads, pattern, device):
             name, providers, cost = next(cases, (None, None, None))
         if name is None:
             return
-        if pattern in name:
+        if any(pattern in name for pattern in patterns):
             timings = {p: vars(t) for p, t in compare(providers, device).items()}
             memory = {p: peak_memory(providers[p]) for p in ("ours", "stock")} if device == "cpu" else {}
             yield {"case": name, "threads": threads, "timings": timings, "memory": memory, **cost}
@@ -166,7 +166,7 @@ def main():
     )
     parser.add_argument("--threads", type=int, action="append", help="thread counts (default: 1 and 2)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where the tensors are")
-    parser.add_argument("--match", default="", help="only cases whose name contains this")
+    parser.add_argument("--match", action="append", help="only cases whose name contains this (may be repeated)")
     parser.add_argument("--output", type=Path, help="instead of benchmarks/results/<machine>")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -179,9 +179,8 @@ def main():
     for group in options.group or [*GROUPS, *(GPU_GROUPS if on_gpu else [])]:
         rows = []
         for threads in threads_tried:
-            rows += tqdm(
-                measure(group, threads, options.match, options.device), desc=f"{group}, {threads} threads", leave=False
-            )
+            found = measure(group, threads, options.match or [""], options.device)
+            rows += tqdm(found, desc=f"{group}, {threads} threads", leave=False)
         if rows:
             results += rows
             text += f"\n## {group}\n\n{table(rows, options.device)}\n"

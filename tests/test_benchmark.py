@@ -1,0 +1,75 @@
+"""`make bench`: what it measures, what it writes, and that every goal it missed is explained."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import needs_native
+
+from pytorch_ext import native
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import goals  # noqa: E402
+import limits  # noqa: E402
+import providers  # noqa: E402
+import timing  # noqa: E402
+
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*/results.json"))
+
+
+@needs_native
+def test_the_benchmark_writes_tables_figures_and_the_machine(tmp_path):
+    command = [sys.executable, ROOT / "benchmarks" / "run.py", "--threads", "1", "--output", tmp_path]
+    command += ["--group", "rows", "--group", "optimizers", "--match", "3x5", "--match", "SGD"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "results.json").read_text())
+    assert report["machine"]["instruction set"] == native.library.capability() and report["machine"]["commit"]
+    assert {"softmax 3x5 backward", "SGD, 101,770 parameters in 4 tensors"} <= {r["case"] for r in report["results"]}
+    assert all(row["timings"]["ours"]["median"] > 0 for row in report["results"])
+    table = (tmp_path / "results.md").read_text()
+    assert "| softmax 3x5 backward | 1 |" in table and "| softmax 3x5 backward | 1 |" in done.stdout
+    assert {file.name for file in tmp_path.glob("*.png")} == {"rows.png", "optimizers.png"}
+
+
+def test_a_context_surrounds_the_rounds_of_its_provider_only():
+    seen = {"ours": set(), "inside": set()}
+
+    def look(name):
+        return lambda: seen[name].add(torch.get_float32_matmul_precision())
+
+    timing.compare({"ours": look("ours"), "inside": providers.in_medium_precision(look("inside"))}, rounds=1)
+    assert seen == {"ours": {"highest"}, "inside": {"medium"}}
+
+
+def test_the_peak_counts_what_is_freed_again():
+    if limits.peak_memory(lambda: None) is None:
+        pytest.skip("the system does not tell")
+    size = 2**26
+    assert 0.9 * size < limits.peak_memory(lambda: torch.ones(size // 4)) < 1.5 * size
+
+
+def test_a_core_s_arithmetic_is_measured():
+    speed = limits.arithmetic_speed()
+    assert speed is None or speed > 1e9
+
+
+def test_a_goal_is_held_against_its_own_provider():
+    row = {"case": "step 10-5-5 CE Adam, batch 3", "threads": 1}
+    row["timings"] = {name: {"median": t} for name, t in {"ours": 2, "ours, TrainStep": 0.2, "stock": 9}.items()}
+    reached = {provider: (ratio, wanted) for _, provider, _, ratio, wanted in goals.outcomes([row])}
+    assert reached == {"ours": (4.5, 5), "ours, TrainStep": (pytest.approx(45), 100)}
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.parent.name)
+def test_every_goal_missed_by_committed_results_is_explained(file):
+    page = (ROOT / "docs" / "performance.md").read_text()
+    outcomes = goals.outcomes(json.loads(file.read_text())["results"])
+    missed = {row["case"] for row, _, _, ratio, goal in outcomes if ratio < goal}
+    assert missed == {case for case in missed if f"| {case} |" in page}

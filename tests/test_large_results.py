@@ -1,0 +1,112 @@
+"""Large CPU results lie in memory that is kept for the next one: it is reused, given back, and an ordinary tensor's."""
+
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import needs_native
+
+import pytorch_ext.functional as F
+from pytorch_ext import native
+
+pytestmark = [needs_native, pytest.mark.skipif(sys.platform != "linux", reason="malloc's memory elsewhere")]
+ROOT = Path(__file__).resolve().parent.parent
+LARGE = (1024, 2048)  # 8 MB
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept():
+    native.library.free_kept_memory()
+    yield
+    native.library.free_kept_memory()
+
+
+def test_memory_is_kept_for_the_next_result_of_about_that_size():
+    x = torch.randn(LARGE)
+    first = F.relu(x)
+    place = first.data_ptr()
+    assert place % 2**21 == 0  # whole huge pages
+    second = F.relu(x)
+    assert second.data_ptr() != place
+    del first
+    assert F.relu(x[:1000]).data_ptr() == place
+    assert F.relu(torch.randn(8, 2048)).data_ptr() != place
+    native.library.free_kept_memory()
+
+
+def test_kept_memory_holds_nothing_back_from_the_system():
+    def kept_bytes(megabytes):
+        code = """
+import torch, pytorch_ext.functional as F
+from pathlib import Path
+def resident(): return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+x = torch.randn(1024, 16384)  # 64 MB
+F.relu(x[:1])
+before = resident()
+for _ in range(3): F.relu(x)
+print(resident() - before)
+"""
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTORCH_EXT_KEEP_MB": megabytes}
+        return int(
+            subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout
+        )
+
+    assert kept_bytes("0") < 2**23 < 2**25 < kept_bytes("100") < 2**27
+
+
+def test_such_a_tensor_is_an_ordinary_one():
+    x = torch.randn(LARGE, requires_grad=True)
+    y = F.relu(x)
+    assert torch.equal(pickle.loads(pickle.dumps(y.detach())), y)
+    assert y.detach().clone().resize_(2 * LARGE[0], LARGE[1]).shape == (2048, 2048)
+    z = F.relu(x.detach())
+    values = z.clone()
+    assert torch.equal(z.resize_(2 * LARGE[0], LARGE[1])[:1024], values)
+    assert torch.equal(F.relu(x.detach()).share_memory_(), values)
+    y.sum().backward()
+    assert torch.equal(x.grad, (x > 0).float())
+    with torch.inference_mode():
+        assert F.relu(x).is_inference()
+
+
+def test_an_order_of_dimensions_is_kept():
+    x = torch.randn(2048, 1024).t()
+    assert F.relu(x).stride() == torch.relu(x).stride()
+    assert F.relu(x[::2]).stride() == torch.relu(x[::2]).stride()
+
+
+def test_memory_that_torch_fills_is_torch_s():
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.equal(F.relu(torch.ones(LARGE)), torch.ones(LARGE))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_the_profiler_counts_it():
+    x = torch.randn(LARGE)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        F.relu(x)
+    assert any(event.cpu_memory_usage >= x.nbytes for event in profile.key_averages())
+
+
+def test_threads_share_what_is_kept():
+    x, wrong = torch.randn(LARGE), []
+
+    def work():
+        expected = torch.relu(x)
+        for _ in range(20):
+            if not torch.equal(F.relu(x), expected):
+                wrong.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
