@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import needs_native
 
+import pytorch_ext.functional as F
 from pytorch_ext import native
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,6 +47,22 @@ def test_a_context_surrounds_the_rounds_of_its_provider_only():
 
     timing.compare({"ours": look("ours"), "inside": providers.in_medium_precision(look("inside"))}, rounds=1)
     assert seen == {"ours": {"highest"}, "inside": {"medium"}}
+
+
+@needs_native
+def test_a_case_s_providers_run_ours_whatever_mode_it_was_made_in():
+    nodes = []
+
+    def seen(function):
+        return lambda x: nodes.append(function(x).grad_fn.name()) or function(x)
+
+    x = torch.ones(2, 3, requires_grad=True)
+    for measure in (providers.both, providers.backward):
+        with torch.device("cpu"):
+            made = measure(seen(lambda x: F.softmax(x, 1)), lambda x: x.softmax(1), x)
+        nodes.clear()
+        made["ours"]()
+        assert nodes == ["SoftmaxBackward"]
 
 
 def test_the_peak_counts_what_is_freed_again():
