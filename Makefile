@@ -24,9 +24,10 @@ CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '
 
 .PHONY: test demo bench gpu lint format build clean
 
-# In as many processes as there are cores, four at most, where pytest-xdist is installed; ARGS="-n 0" in one.
+# In as many processes as there are cores, four at most, where pytest-xdist is installed; ARGS="-n 0" in one. Tests of a
+# class stay together: some look at what the others have run.
 test: $(BUILT)
-	$(PY) -m pytest $$($(PY) -c "import xdist" 2>/dev/null && echo "-n auto --maxprocesses 4") $(ARGS)
+	$(PY) -m pytest $$($(PY) -c "import xdist" 2>/dev/null && echo "-n auto --maxprocesses 4 --dist loadscope") $(ARGS)
 
 demo: $(BUILT)
 	$(PY) examples/demo.py $(ARGS)

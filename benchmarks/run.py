@@ -88,10 +88,10 @@ def share_of_limit(row, device):
     return f"{row['operations'] / seconds / most:.0%} of FLOP/s" if most else ""
 
 
-def ratio(row):
+def ratio(row, provider="ours"):
     """How many times faster than the fastest stock provider."""
     times = {name: t["median"] for name, t in row["timings"].items()}
-    return min(t for name, t in times.items() if name.startswith("stock")) / times["ours"]
+    return min(t for name, t in times.items() if name.startswith("stock")) / times[provider]
 
 
 def megabytes(row):
@@ -133,21 +133,25 @@ def goals(rows):
 
 
 def draw(rows, file):
-    """The ratio of every row as a bar from 1, one figure per group."""
+    """The ratio of every row as a bar from 1, what loses on top."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    rows = sorted(rows, key=ratio)
-    figure, axes = pyplot.subplots(figsize=(9, 1 + 0.22 * len(rows)), layout="constrained")
-    ratios = [ratio(row) for row in rows]
-    colours = ["tab:red" if value < 1 else "tab:blue" for value in ratios]
-    axes.barh([f"{row['case']}, {row['threads']}t" for row in rows], [v - 1 for v in ratios], left=1, color=colours)
+    drawn = ("ours", "ours, TrainStep")
+    bars = [(ratio(row, name), row, name) for row in rows for name in drawn if name in row["timings"]]
+    bars.sort(key=lambda bar: -bar[0])
+    figure, axes = pyplot.subplots(figsize=(9, 1 + 0.22 * len(bars)), layout="constrained")
+    labels = [f"{row['case']}, {row['threads']}t{name.removeprefix('ours')}" for _, row, name in bars]
+    colours = ["tab:red" if value < 1 else "tab:blue" for value, *_ in bars]
+    axes.barh(labels, [value - 1 for value, *_ in bars], left=1, color=colours)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}x")
+    axes.xaxis.set_minor_formatter("{x:g}x")
     axes.set_xlabel("times as fast as the fastest stock provider")
-    axes.tick_params(axis="y", labelsize=6)
+    axes.tick_params(which="both", labelsize=6)
     axes.margins(y=0.01)
     figure.savefig(file, dpi=110)
     pyplot.close(figure)
