@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as stock
 from accuracy import assert_same_bits
 from agreement import error_of
+from conftest import needs_native, operators
 from test_linear_cross_entropy import REDUCTIONS, Case, stock_pair
 
 import pytorch_ext
@@ -21,7 +22,7 @@ def test_registered_operator_and_compilation(path, soft, reduction):
     case = Case((6, 3, (5,)), soft=soft, weighted=True, reduction=reduction)
     arguments = case.x, case.W, case.target, case.bias, case.settings["weight"]
     code = {"none": 0, "mean": 1, "sum": 2}[reduction]
-    torch.library.opcheck(torch.ops.pytorch_ext.linear_cross_entropy, (*arguments, code, -100, 0.1))
+    torch.library.opcheck(operators().linear_cross_entropy, (*arguments, code, -100, 0.1))
     torch._dynamo.reset()
     compiled = torch.compile(linear_cross_entropy, fullgraph=True, backend="aot_eager")
     for number in (1.0, 0.7):
@@ -84,6 +85,7 @@ def test_torch_s_module_is_converted_and_reverted():
     assert type(model["loss"]) is torch.nn.LinearCrossEntropyLoss
 
 
+@needs_native
 def test_verify_knows_the_magnitudes_of_its_sums():
     for settings in ({}, {"bias": True, "reduction": "sum", "label_smoothing": 0.1}, {"out_features": (2,)}):
         loss = nn.LinearCrossEntropyLoss(700, 30, **settings)
