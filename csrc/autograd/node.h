@@ -22,12 +22,13 @@ using torch::autograd::Node;
 using NodePointer = decltype(std::declval<Node&>().getptr());
 constexpr bool COUNTS_ITSELF = std::is_base_of_v<c10::intrusive_ptr_target, Node>;
 
-template <class T>
-NodePointer own(T* node) {
+// Pointer is a parameter so that what another torch's pointer lacks is not looked up.
+template <class T, class Pointer = NodePointer>
+Pointer own(T* node) {
   if constexpr (COUNTS_ITSELF)
-    return NodePointer::unsafe_steal_from_new(node);
+    return Pointer::unsafe_steal_from_new(node);
   else
-    return NodePointer(node, [](auto* last) { deleteNode(last); });
+    return Pointer(node, [](auto* last) { deleteNode(last); });
 }
 
 template <class Base>
