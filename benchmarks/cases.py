@@ -32,10 +32,6 @@ PRODUCTS = [
 COMPILED = {(64, 128, 784), (1024, 1024, 1024), (64, 10), (4096, 1024)}
 
 
-def name_of(dtype):
-    return "" if dtype == torch.float32 else " " + str(dtype).removeprefix("torch.")
-
-
 def products():
     for m, n, k in PRODUCTS:
         shape, compile = f"{m}x{n}x{k}", (m, n, k) in COMPILED
@@ -152,12 +148,12 @@ def low_precision():
     dtype = torch.bfloat16
     for m, n, k in [(1, 128, 784), (64, 10, 128), (64, 128, 784), (1024, 1024, 1024)]:
         inputs = [torch.randn(size, dtype=dtype) for size in ((m, k), (n, k), (n,))]
-        shape, leaves = f"{m}x{n}x{k}{name_of(dtype)}", [t.clone().requires_grad_() for t in inputs]
+        shape, leaves = f"{m}x{n}x{k} bfloat16", [t.clone().requires_grad_() for t in inputs]
         yield f"linear {shape} forward", forward(F.linear, stock.linear, *inputs), {}
         yield f"linear {shape} forward+backward", both(F.linear, stock.linear, *leaves), {}
     for m, n in [(64, 10), (4096, 1024)]:
         x, target, bytes = torch.randn(m, n, dtype=dtype), torch.randint(0, n, (m,)), 2 * m * n
-        y, leaf, shape = torch.randn(m, n, dtype=dtype), x.clone().requires_grad_(), f"{m}x{n}{name_of(dtype)}"
+        y, leaf, shape = torch.randn(m, n, dtype=dtype), x.clone().requires_grad_(), f"{m}x{n} bfloat16"
         functions = along_rows(F.softmax), along_rows(stock.softmax)
         yield f"softmax {shape} forward", forward(*functions, x), {"bytes": 2 * bytes}
         providers = both(F.cross_entropy, stock.cross_entropy, leaf, target)

@@ -84,12 +84,12 @@ def activate(activation, linear, input, **options):
     if is_fusable(linear):
         kind = fusion.kind_of(activation, options)
         if kind is not None:
-            return functional.linear(input, linear.weight, linear.bias, activation=kind)
+            return functional.linear(input, *fusion.weight_and_bias(linear), activation=kind)
     return ours(activation)(linear(input), **options)
 
 
 def activate_by_method(name, linear, input):
     """``linear(input).<name>()``, likewise."""
     if is_fusable(linear):
-        return functional.linear(input, linear.weight, linear.bias, activation=fusion.METHODS[name])
+        return functional.linear(input, *fusion.weight_and_bias(linear), activation=fusion.METHODS[name])
     return getattr(linear(input), name)()

@@ -43,6 +43,15 @@ def one_by_one():
         _one_by_one = before
 
 
+def weight_and_bias(linear):
+    """Both, as attributes give them, without the detour that ``Module.__getattr__`` is."""
+    try:
+        parameters = linear._parameters
+        return parameters["weight"], parameters["bias"]
+    except KeyError:  # computed from other parameters
+        return linear.weight, linear.bias
+
+
 def is_unwatched(module):
     """Whether nobody would see this module being left out: no hook, no ``forward`` of its own, not compiled."""
     state = module.__dict__

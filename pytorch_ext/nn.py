@@ -36,15 +36,6 @@ def __getattr__(name):
     return getattr(torch.nn, name)
 
 
-def weight_and_bias(linear):
-    """Both, as attributes give them, without the detour that ``Module.__getattr__`` is."""
-    try:
-        parameters = linear._parameters
-        return parameters["weight"], parameters["bias"]
-    except KeyError:  # computed from other parameters
-        return linear.weight, linear.bias
-
-
 class Linear(torch.nn.Linear):
     """``torch.nn.Linear`` with an optional fused ``activation`` (see :func:`pytorch_ext.functional.linear`)."""
 
@@ -55,7 +46,7 @@ class Linear(torch.nn.Linear):
         self.activation = activation
 
     def forward(self, input):
-        return functional.linear(input, *weight_and_bias(self), activation=self.activation)
+        return functional.linear(input, *fusion.weight_and_bias(self), activation=self.activation)
 
     def extra_repr(self):
         activation = f", activation={self.activation!r}" if self.activation else ""
@@ -82,7 +73,7 @@ class Sequential(torch.nn.Sequential):
             if linear is not None:
                 kind = fusion.kind_of_module(module)
                 if kind is not None:
-                    input = functional.linear(input, *weight_and_bias(linear), activation=kind)
+                    input = functional.linear(input, *fusion.weight_and_bias(linear), activation=kind)
                     linear = None
                     continue
                 input = Linear.forward(linear, input)

@@ -11,9 +11,13 @@ import ast
 import copy
 import functools
 import inspect
+import sys
 import types
 
 HELPERS = "__pytorch_ext__"  # the free variable through which an exchanged call finds its function
+
+# Up to Python 3.10 an inner function's qualified name is a constant, which stands after its code.
+NAMES_FOLLOW_CODE = sys.version_info < (3, 11)
 
 _SAME = ("co_code", "co_names", "co_varnames", "co_freevars", "co_cellvars", "co_argcount", "co_kwonlyargcount")
 
@@ -108,7 +112,7 @@ def same_code(a, b):
     for x, y in zip(a.co_consts, b.co_consts, strict=True):
         if type(x) is not type(y):
             return False
-        if after_code and isinstance(x, str):  # up to Python 3.10 the qualified name of an inner function
+        if after_code and NAMES_FOLLOW_CODE:
             x, y = x.rpartition(".")[2], y.rpartition(".")[2]
         after_code = isinstance(x, types.CodeType)
         if not (same_code(x, y) if after_code else repr(x) == repr(y)):

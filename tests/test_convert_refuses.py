@@ -12,6 +12,7 @@ from torch import nn
 
 import pytorch_ext
 from pytorch_ext import conversion
+from pytorch_ext.recompile import same_code
 
 
 @pytest.mark.parametrize("thing", [None, torch.ones(2), torch.relu, nn.Linear, {"a": nn.Linear(2, 2)}])
@@ -214,3 +215,8 @@ def test_a_class_that_watches_its_subclasses_is_not_derived_from():
     model = Watching()
     report = pytorch_ext.convert(model)
     assert not made_classes and type(model) is Watching and reason(report, "fc")[0] == "replaced"
+
+
+def test_a_string_after_an_inner_function_is_part_of_the_code():
+    one, other = (compile(f"f(lambda: 0, '{text}.b')", "", "exec") for text in "ac")
+    assert same_code(one, one) and not same_code(one, other)

@@ -5,15 +5,16 @@ No more rows' logits are ever stored, and every sum is taken in the order of the
 
 import torch
 
+from . import numerics as n
 from .cross_entropy import evaluate
 from .linear import linear_backward, linear_forward
 from .nll_loss import check_class_indices, class_operands
 from .product import CHUNK, product
-from .reduce import sum_to_size
+from .reduce import SEGMENT, sum_to_size
 from .rows import computed_in
 
 LOGITS_IN_CHUNK = 1 << 22  # about so many, yet rows enough for whole chunks of the weight gradient's sum
-LANES, SEGMENT = 64, 4096  # of the sum rule
+LANES = n.SUM_LANES.value
 NONE, MEAN = 0, 1
 
 

@@ -53,10 +53,7 @@ struct ActivationGradients {
 Tensor activation_below(const Tensor& input, std::string_view kind) { return ops::activation_forward(input, kind); }
 
 Tensor activation(const Tensor& input, std::string_view kind) {
-  Tensor output = [&] {
-    at::AutoDispatchBelowADInplaceOrView below;
-    return activation_below(input, kind);
-  }();
+  Tensor output = below_autograd([&] { return activation_below(input, kind); });
   if (!any_requires_grad(input)) return output;
   const Activation activation = activation_named("activation", kind);
   return recorded(output, ActivationGradients{activation}, {input}, {saves_input(activation) ? input : output});

@@ -82,7 +82,6 @@ struct CrossEntropyGradients {
     if (mask[0] && !at::GradMode::is_enabled()) dinput = dinput_in_advance.take(grad);
     if (dinput.defined()) {
       mask[0] = false;
-      at::AutoDispatchBelowADInplaceOrView below;
       if (!is_one(grad))
         ops::cross_entropy_backward_into(grad, dinput, input, target, or_none(weight), reduction, ignore_index,
                                          label_smoothing);
@@ -110,10 +109,9 @@ Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTe
   const bool records = any_requires_grad(input, target);
   const bool in_advance =
       records && reduction != at::Reduction::None && input.requires_grad() && computes_in_advance(input);
-  auto [loss, dinput] = [&] {
-    at::AutoDispatchBelowADInplaceOrView below;
+  auto [loss, dinput] = below_autograd([&] {
     return ops::cross_entropy_forward(input, target, weight, reduction, ignore_index, label_smoothing, in_advance);
-  }();
+  });
   if (!records) return loss;
   CrossEntropyGradients gradients{reduction, ignore_index, label_smoothing};
   if (in_advance) gradients.dinput_in_advance.keep(std::move(dinput));

@@ -38,10 +38,7 @@ struct DropoutGradients {
 Tensor dropout_below(const Tensor& input, double p, const Tensor& key) { return ops::dropout_forward(input, p, key); }
 
 Tensor dropout(const Tensor& input, double p, const Tensor& key) {
-  Tensor output = [&] {
-    at::AutoDispatchBelowADInplaceOrView below;
-    return dropout_below(input, p, key);
-  }();
+  Tensor output = below_autograd([&] { return dropout_below(input, p, key); });
   return any_requires_grad(input) ? recorded(output, DropoutGradients{p}, {input}, {key}) : output;
 }
 

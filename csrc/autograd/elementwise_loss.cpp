@@ -105,11 +105,9 @@ struct ElementwiseLossGradients {
       if (mask[i] && !at::GradMode::is_enabled()) result[i] = in_advance[i].take(grad);
       mask[i] = mask[i] && !result[i].defined();
     }
-    if ((result[0].defined() || result[1].defined()) && !is_one(grad)) {
-      at::AutoDispatchBelowADInplaceOrView below;
+    if ((result[0].defined() || result[1].defined()) && !is_one(grad))
       ops::elementwise_loss_backward_into(grad, or_none(result[0]), or_none(result[1]), input, target, or_none(weight),
                                           or_none(pos_weight), loss_name, reduction);
-    }
     if (mask[0] || mask[1]) {
       auto [dinput, dtarget] = ops::elementwise_loss_backward(grad, input, target, or_none(weight), or_none(pos_weight),
                                                               loss_name, reduction, mask);
@@ -133,10 +131,8 @@ Tensor differentiable(const Tensor& input, const Tensor& target, const OptionalT
   const bool in_advance =
       records && reduction != at::Reduction::None && computes_in_advance(input) && input.sizes() == target.sizes();
   const Mask mask = {in_advance && input.requires_grad(), in_advance && target.requires_grad()};
-  auto [value, dinput, dtarget] = [&] {
-    at::AutoDispatchBelowADInplaceOrView below;
-    return ops::elementwise_loss_forward(input, target, weight, pos_weight, loss, reduction, mask);
-  }();
+  auto [value, dinput, dtarget] = below_autograd(
+      [&] { return ops::elementwise_loss_forward(input, target, weight, pos_weight, loss, reduction, mask); });
   if (!records) return value;
   ElementwiseLossGradients gradients{elementwise_loss_named(loss), reduction};
   if (mask[0]) gradients.in_advance[0].keep(std::move(dinput));

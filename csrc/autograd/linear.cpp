@@ -89,10 +89,7 @@ Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& b
     at::AutoDispatchBelowADInplaceOrView below;
     return linear_below(input, weight, bias, activation);
   }
-  auto [output, saved] = [&] {
-    at::AutoDispatchBelowADInplaceOrView below;
-    return ops::linear_forward(input, weight, bias, activation);
-  }();
+  auto [output, saved] = below_autograd([&] { return ops::linear_forward(input, weight, bias, activation); });
   const Activation kind = activation_named("linear", activation);
   const bool saves_output = kind != Activation::none && !saved.defined();
   // The bias is needed only to form z or y again, differentiably, for a second derivative.

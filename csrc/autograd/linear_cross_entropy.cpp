@@ -144,11 +144,10 @@ Tensor linear_cross_entropy(const Tensor& input, const Tensor& linear_weight, co
   const bool in_advance = reduction != at::Reduction::None;
   const Mask mask = {in_advance && input.requires_grad(), in_advance && linear_weight.requires_grad(),
                      in_advance && requires_grad(linear_bias)};
-  auto [loss, dx, dw, db] = [&] {
-    at::AutoDispatchBelowADInplaceOrView below;
+  auto [loss, dx, dw, db] = below_autograd([&] {
     return ops::linear_cross_entropy_forward(input, linear_weight, target, linear_bias, weight, reduction, ignore_index,
                                              label_smoothing, dtype, mask);
-  }();
+  });
   LinearCrossEntropyGradients gradients{reduction, ignore_index, label_smoothing};
   // A graph that is traced has its own copies; otherwise the one backward pass that is usual gets the memory itself.
   std::array<Tensor, 3> traced, found = {dx, dw, db};

@@ -64,10 +64,7 @@ struct MatmulGradients {
 Tensor matmul_below(const Tensor& input, const Tensor& other) { return ops::matmul_forward(input, other); }
 
 Tensor matmul(const Tensor& input, const Tensor& other) {
-  Tensor output = [&] {
-    at::AutoDispatchBelowADInplaceOrView below;
-    return matmul_below(input, other);
-  }();
+  Tensor output = below_autograd([&] { return matmul_below(input, other); });
   if (!any_requires_grad(input, other)) return output;
   return recorded(output, MatmulGradients{}, {input, other}, {to_save(input, other), to_save(other, input)});
 }

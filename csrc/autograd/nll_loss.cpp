@@ -61,10 +61,7 @@ struct NllLossGradients {
 Tensor nll_loss(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
                 int64_t ignore_index) {
   TORCH_CHECK(!any_requires_grad(weight), "nll_loss: expected a weight that requires no gradient, got one that does");
-  Tensor loss = [&] {
-    at::AutoDispatchBelowADInplaceOrView below;
-    return ops::nll_loss_forward(input, target, weight, reduction, ignore_index);
-  }();
+  Tensor loss = below_autograd([&] { return ops::nll_loss_forward(input, target, weight, reduction, ignore_index); });
   if (!any_requires_grad(input)) return loss;
   return recorded(loss, NllLossGradients{reduction, ignore_index}, {input}, {input, target, or_undefined(weight)});
 }

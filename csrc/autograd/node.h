@@ -36,6 +36,13 @@ void release_base(Base& node) {
   if constexpr (COUNTS_ITSELF) node.Base::release_resources();
 }
 
+// The kernels' result: nothing is recorded inside.
+template <class Kernels>
+auto below_autograd(Kernels&& kernels) {
+  at::AutoDispatchBelowADInplaceOrView below;
+  return kernels();
+}
+
 // Which inputs' gradients the backward pass asks for.
 using Needs = std::array<bool, 8>;
 

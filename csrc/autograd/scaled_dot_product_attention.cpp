@@ -121,10 +121,7 @@ Tensor attention_below(const Tensor& query, const Tensor& key, const Tensor& val
 
 Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value, const OptionalTensor& attn_mask,
                  bool is_causal, std::optional<double> scale) {
-  Tensor output = [&] {
-    at::AutoDispatchBelowADInplaceOrView below;
-    return attention_below(query, key, value, attn_mask, is_causal, scale);
-  }();
+  Tensor output = below_autograd([&] { return attention_below(query, key, value, attn_mask, is_causal, scale); });
   if (!any_requires_grad(query, key, value)) return output;
   return recorded(output, AttentionGradients{is_causal, scale}, {query, key, value},
                   {query, key, value, or_undefined(attn_mask)});

@@ -66,10 +66,7 @@ Tensor softmax_below(const Tensor& input, int64_t dim, OptionalType dtype) {
 template <bool logarithm>
 Tensor softmax(const Tensor& input, int64_t dim, OptionalType dtype) {
   const Tensor converted = in_dtype(input, dtype);
-  Tensor output = [&] {
-    at::AutoDispatchBelowADInplaceOrView below;
-    return ops::softmax_forward(converted, dim, logarithm);
-  }();
+  Tensor output = below_autograd([&] { return ops::softmax_forward(converted, dim, logarithm); });
   if (!any_requires_grad(converted)) return output;
   return recorded(output, SoftmaxGradients{dim, logarithm}, {converted}, {output});
 }

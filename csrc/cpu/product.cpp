@@ -7,6 +7,7 @@
 #include "product_tile.h"
 #include "product_vector.h"
 #include "scratch.h"
+#include "work.h"
 
 namespace pytorch_ext::PYTORCH_EXT_ISA {
 
@@ -17,8 +18,6 @@ struct Grid {
 
 namespace {
 
-// Multiplications that take about as long (3 us with AVX-512) as it takes to wake another thread and wait for it.
-constexpr double WORK_PER_THREAD = 3e5;
 // A chunk of B is packed for this many bytes of columns at a time, a chunk of A for so many bytes of rows: the former
 // stays in the last-level cache, the latter in a core's own.
 constexpr int64_t PACKED_B_BYTES = 1 << 20, PACKED_A_BYTES = 192 << 10;
@@ -29,8 +28,6 @@ constexpr int64_t NEAREST_CACHE_BYTES = 32 << 10;
 // Packing A pays when this many panels of B read it, packing B when more than so many tiles do.
 constexpr int64_t PANELS_TO_PACK_A = 5, TILES_TO_PACK_B = 3;
 
-INLINE_HD int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-INLINE_HD int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE_HD bool is_power_of_2(int64_t a) { return (a & (a - 1)) == 0; }
 INLINE_HD int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -5,6 +5,7 @@
 #include "parallel.h"
 #include "scratch.h"
 #include "softmax.h"
+#include "work.h"
 
 namespace pytorch_ext::PYTORCH_EXT_ISA {
 namespace {
@@ -12,11 +13,6 @@ namespace {
 // Queries of a block: its scores of a thousand keys fit a core's second cache. For the gradients, whose sums over the
 // queries are cut into the chunks of a product, a block is such a chunk.
 constexpr int64_t QUERIES_PER_BLOCK = 128;
-// Multiplications that take about as long as it takes to wake another thread.
-constexpr double WORK_PER_THREAD = 3e5;
-
-INLINE_HD int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-INLINE_HD int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 template <class T>
 void fill(T* x, int64_t count, T value) {
@@ -87,19 +83,11 @@ struct Block {
   }
 };
 
-// Sums over the queries of one head, chunk by chunk: the first is the total so far, the others are added to it.
+// Sums over the queries of one head, chunk by chunk: the first makes the total, the others are added to it.
 template <class T>
-void accumulate(const Product<T>& p, T* total, T* chunk, bool first) {
-  Product<T> q = p;
-  q.C = first ? total : chunk;
-  q.c_row = p.N;
-  product(q);
-  if (first) return;
-  using V = Vector<T>;
-  for (int64_t i = 0; i < p.M * p.N; i += V::size) {
-    const int64_t left = p.M * p.N - i;
-    store(total + i, add(load(total + i, left, T(0)), load(chunk + i, left, T(0))), left);
-  }
+void accumulate(Product<T> p, bool first) {
+  p.accumulates = !first;
+  product(p);
 }
 
 // Runs the body(begin, end) over `count` tasks of so many multiplications each.
@@ -140,9 +128,8 @@ void scaled_dot_product_attention_gradient(const AttentionGradient<T>& call) {
   const Attention<T>& p = call.of;
   const int64_t rows = smaller(p.queries, PRODUCT_CHUNK);
   each_task(p.heads, 2.5 * work(p, p.queries), [&](int64_t begin, int64_t end) {
-    Scratch<T, 8192> scratch(rows * (2 * p.keys + p.width) + p.keys * larger(p.width, p.value_width));
+    Scratch<T, 8192> scratch(rows * (2 * p.keys + p.width));
     T *weights = scratch.data(), *dscores = weights + rows * p.keys, *scaled = dscores + rows * p.keys;
-    T* chunk = scaled + rows * p.width;
     for (int64_t h = begin; h < end; h++) {
       T* dk = call.dk ? call.dk + h * p.keys * p.width : nullptr;
       T* dv = call.dv ? call.dv + h * p.keys * p.value_width : nullptr;
@@ -157,13 +144,12 @@ void scaled_dot_product_attention_gradient(const AttentionGradient<T>& call) {
         }
         block.scale(scaled);
         block.weights(scaled, weights);
-        if (dv) accumulate({keys, p.value_width, count, {weights, 1, keys}, dout, nullptr, 0}, dv, chunk, first == 0);
+        if (dv) accumulate<T>({keys, p.value_width, count, {weights, 1, keys}, dout, dv, p.value_width}, first == 0);
         if (!call.dq && !dk) continue;
         product(Product<T>{count, keys, p.value_width, dout, {v.data, v.column, v.row}, dscores, keys});
         softmax_gradient(SoftmaxGradient<T>{count, keys, 1, dscores, weights, dscores, false});
         if (dk)
-          accumulate({keys, p.width, count, {dscores, 1, keys}, {scaled, p.width, 1}, nullptr, 0}, dk, chunk,
-                     first == 0);
+          accumulate<T>({keys, p.width, count, {dscores, 1, keys}, {scaled, p.width, 1}, dk, p.width}, first == 0);
         if (!call.dq) continue;
         T* dq = call.dq + (h * p.queries + first) * p.width;
         product(Product<T>{count, p.width, keys, {dscores, keys, 1}, k, dq, p.width});

@@ -9,6 +9,7 @@
 #include <ATen/ops/zeros.h>
 
 #include "../cpu/parallel.h"
+#include "../numerics/order.h"
 #include "../ops.h"
 #include "class_targets.h"
 #include "covers.h"
@@ -19,8 +20,8 @@
 namespace pytorch_ext {
 namespace {
 
-// A chunk has about so many logits, yet rows enough for whole chunks of the weight gradient's sum (order.h).
-constexpr int64_t LOGITS_IN_CHUNK = int64_t(1) << 22, ROWS_IN_SUM = 256;
+// A chunk has about so many logits, yet rows enough for whole chunks of the weight gradient's sum.
+constexpr int64_t LOGITS_IN_CHUNK = int64_t(1) << 22, ROWS_IN_SUM = baseline::PRODUCT_CHUNK;
 
 int64_t rows_of_chunk(int64_t logits_in_row) {
   return std::max<int64_t>(LOGITS_IN_CHUNK / std::max<int64_t>(logits_in_row, 1) / ROWS_IN_SUM, 1) * ROWS_IN_SUM;

@@ -4,13 +4,14 @@
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
 
+#include "../numerics/order.h"
 #include "reduce.h"
 
 namespace pytorch_ext {
 
 // The sum of rows by the sum rule, in which row i goes to lane i mod 64 of its segment; the rows come in chunks.
 class RowSum {
-  static constexpr int64_t LANES = 64, SEGMENT = 4096;  // order.h
+  static constexpr int64_t LANES = baseline::SUM_LANES, SEGMENT = baseline::SUM_SEGMENT;
 
  public:
   // Chunks but the last are whole multiples of the lanes.
