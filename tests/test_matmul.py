@@ -16,6 +16,7 @@ SHAPES = [
     ((300,), (300, 5)),
     ((4, 3), (3,)),
     ((1, 1), (1, 1)),
+    ((37, 1), (1, 70)),
     ((7, 257), (257, 33)),
     ((64, 300), (300, 10)),
     ((2, 5, 3), (3, 4)),
@@ -217,3 +218,12 @@ def test_autocast_and_torch_s_precision_flags_are_obeyed(path):
 def test_bad_arguments_are_named(path, a, b, error, message):
     with pytest.raises(error, match=f"matmul: expected {message}"):
         matmul(a, b)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("a_shape", "b_shape", "wrong"), [((3,), (3,), (1,)), ((4, 3), (3, 2), (2, 4)), ((4, 3), (3,), ())]
+)
+def test_the_backward_operator_refuses_gradients_of_another_shape(a_shape, b_shape, wrong):
+    with pytest.raises(RuntimeError, match="matmul_backward: expected grad"):
+        torch.ops.pytorch_ext.matmul_backward(torch.ones(wrong), torch.ones(a_shape), torch.ones(b_shape), [True, True])

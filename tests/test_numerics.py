@@ -125,6 +125,14 @@ def test_a_product_of_two_terms_is_an_exact_fma(each_cpu):
 
 
 @needs_native
+@pytest.mark.parametrize("n", [40_000, 70_007])
+def test_long_inner_products_are_those_of_one_thread(each_cpu, n):
+    x, y = torch.randn(2, n)
+    results = each_cpu(lambda: [F.matmul(x, y)])
+    results["specification"] = [torch.from_numpy(orders.product(x[None].numpy(), y[:, None].numpy())).reshape(())]
+    assert_all_same_bits(results)
+
+
 @pytest.mark.parametrize("n", [0, 1, 5, 63, 64, 65, 1000, 4096, 4097, 8192, 20000, 300001])
 def test_row_sums(each_cpu, n):
     x = np.random.default_rng(n).standard_normal(n).astype(np.float32)

@@ -14,8 +14,9 @@ constexpr int64_t ELEMENTS_PER_TASK = 16384;
 template <class S, class F>
 void each_vector(int64_t n, S* y, F&& f) {
   constexpr int64_t width = ComputeV<S>::size;
+  const bool streamed = is_streamed<S>(n);
   cpu::parallel_for((n + width - 1) / width, ELEMENTS_PER_TASK / width, [=](int64_t first, int64_t last) {
-    const Stream<S> stream(y, n);
+    const Stream<S> stream(y, streamed);
     const int64_t end = last * width < n ? last * width : n;
     int64_t i = first * width;
     for (; i + width <= end; i += width) stream.put(y + i, f(i, width), width);

@@ -23,14 +23,16 @@ V outside_unit_interval(V x) {
 }
 
 // Runs body(term) for the elements from `begin` on: term(i, left) is the Vector of values from element begin + i on, of
-// which `left` exist, and stores their gradients, scaled, where the arrays say.
+// which `left` exist, and stores their gradients, scaled, where the arrays say, past the caches where they are
+// `streamed`.
 template <class Loss, class S, class Body>
-INLINE_HD bool evaluate(const ElementwiseLossArrays<S>& arrays, compute_t<S> scale, int64_t begin, Body&& body) {
+INLINE_HD bool evaluate(const ElementwiseLossArrays<S>& arrays, compute_t<S> scale, bool streamed, int64_t begin,
+                        Body&& body) {
   using T = compute_t<S>;
   using V = Vector<T>;
   const ElementwiseLossArrays<S> p = arrays;  // a copy that no store can change
   const S* element_grad = p.reduction == Reduction::none ? p.grad : nullptr;
-  const Stream<S> dinput(p.dinput, p.count), dtarget(p.dtarget, p.count);
+  const Stream<S> dinput(p.dinput, streamed), dtarget(p.dtarget, streamed);
   V s = constant<V>(scale), outside = constant<V>(0), pos_weight = constant<V>(1), weight = constant<V>(1);
   body([&](int64_t index, int64_t left) __attribute__((always_inline)) {
     const int64_t i = begin + index;
@@ -75,6 +77,7 @@ bool evaluate_all(const ElementwiseLossArrays<S>& p) {
     });
   T scale = reduced && p.grad ? widen(*p.grad) : T(1);
   if (p.reduction == Reduction::mean) scale = div(scale, divisor);
+  const bool streamed = is_streamed<S>(p.count);
   bool valid = true;
   auto note = [&](bool good) {
     if (!good) __atomic_store_n(&valid, false, __ATOMIC_RELAXED);
@@ -82,7 +85,8 @@ bool evaluate_all(const ElementwiseLossArrays<S>& p) {
   if (reduced && p.value) {
     T sum = sum_parallel<T>(p.count, SEGMENTS_PER_TASK<Loss>, [&](int64_t begin, int64_t length) {
       T segment;
-      note(evaluate<Loss>(p, scale, begin, [&](auto&& term) { segment = sum_values<Loss, T>(length, term); }));
+      note(
+          evaluate<Loss>(p, scale, streamed, begin, [&](auto&& term) { segment = sum_values<Loss, T>(length, term); }));
       return segment;
     });
     *p.value = narrow<S>(p.reduction == Reduction::mean ? div(sum, divisor) : sum);
@@ -90,8 +94,8 @@ bool evaluate_all(const ElementwiseLossArrays<S>& p) {
     const int64_t segments = (p.count + SUM_SEGMENT - 1) / SUM_SEGMENT;
     cpu::parallel_for(segments, SEGMENTS_PER_TASK<Loss>, [&](int64_t first, int64_t last) {
       const int64_t begin = first * SUM_SEGMENT, end = last * SUM_SEGMENT < p.count ? last * SUM_SEGMENT : p.count;
-      note(evaluate<Loss>(p, scale, begin, [&](auto&& term) {
-        const Stream<S> value(p.value, p.count);
+      note(evaluate<Loss>(p, scale, streamed, begin, [&](auto&& term) {
+        const Stream<S> value(p.value, streamed);
         for (int64_t i = begin; i < end; i += Vector<T>::size) {
           const Vector<T> values = term(i - begin, end - i);
           if (p.value) value.put(p.value + i, values, end - i);

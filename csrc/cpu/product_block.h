@@ -42,18 +42,22 @@ INLINE_HD bool sums_are_results(const Block<S>& p) {
 }
 
 // C = activation(total + bias) over the whole block; totals(i, j, left) are those of columns j, j + 1, ..., `left` at
-// most.
+// most. Everything by value: a store of lanes might change what a reference refers to.
 template <class S, class Totals, class F>
-void finish_with(const Block<S>& p, Totals&& totals, F f) {
+void finish_with(const Block<S> p, const Totals totals, F f) {
   using V = ComputeV<S>;
-  for (int64_t i = 0; i < p.M; i++)
-    for (int64_t j = 0; j < p.N; j += V::size) {
-      int64_t left = p.N - j, at = i * p.c_row + j;
-      V z = totals(i, j, left);
-      if (p.bias) z = add(z, p.bias_step ? load(p.bias + j, left, compute_t<S>(0)) : V(widen(*p.bias)));
-      if (p.preactivation) store(p.preactivation + at, z, left);
-      store(p.C + at, f.value(z), left);
-    }
+  auto vector = [=](int64_t i, int64_t j, int64_t left) {
+    const int64_t at = i * p.c_row + j;
+    V z = totals(i, j, left);
+    if (p.bias) z = add(z, p.bias_step ? load(p.bias + j, left, compute_t<S>(0)) : V(widen(*p.bias)));
+    if (p.preactivation) store(p.preactivation + at, z, left);
+    store(p.C + at, f.value(z), left);
+  };
+  for (int64_t i = 0; i < p.M; i++) {
+    int64_t j = 0;
+    for (; j + V::size <= p.N; j += V::size) vector(i, j, V::size);
+    if (j < p.N) vector(i, j, p.N - j);
+  }
 }
 template <class S>
 void finish(const Block<S>& p, const compute_t<S>* total, int64_t total_row) {

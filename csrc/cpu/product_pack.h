@@ -90,12 +90,12 @@ struct Lines {
   INLINE_HD Lines(const S* first, int64_t stride, int64_t count) {
     for (int i = 0; i < lanes; i++) line[i] = first + (i < count ? i : count - 1) * stride;
   }
-  // Row k of the square: elements k of all lines. `length` of them exist, the rest are +0. The square that is AHEAD of
-  // a whole one is asked for: so many lines at once are more than the processor's own prefetcher follows.
-  template <int AHEAD = 0>
-  INLINE_HD void load_square(int64_t k, int64_t length, Square<T>& square) const {
+  // Row k of the square: elements k of all lines. `length` of them exist, the rest are +0. What lies `ahead` elements
+  // behind a whole one is asked for: so many lines at once are more than the processor's own prefetcher follows.
+  template <bool PREFETCHES = false>
+  INLINE_HD void load_square(int64_t k, int64_t length, Square<T>& square, int64_t ahead = 0) const {
     if constexpr (std::is_same_v<S, T> && Square<T>::blocks > 1)
-      if (length >= lanes) return load_whole_square<AHEAD>(k, square);
+      if (length >= lanes) return load_whole_square<PREFETCHES>(k, square, ahead);
     Vector<T> x[lanes];
 #pragma GCC unroll 16
     for (int i = 0; i < lanes; i++) x[i] = load(line[i] + k, length, T(0));
@@ -114,14 +114,14 @@ struct Lines {
 
  private:
   static constexpr std::make_integer_sequence<int, lanes> all{};
-  template <int AHEAD>
-  INLINE_HD void load_whole_square(int64_t k, Square<T>& square) const {
+  template <bool PREFETCHES>
+  INLINE_HD void load_whole_square(int64_t k, Square<T>& square, int64_t ahead) const {
 #pragma GCC unroll 8
     for (int pair = 0; pair < lanes / 2; pair++) {
       const int i = Square<T>::first_of_pair(pair), j = i + Square<T>::block;
-      if constexpr (AHEAD > 0) {
-        __builtin_prefetch(line[i] + k + AHEAD * lanes);
-        __builtin_prefetch(line[j] + k + AHEAD * lanes);
+      if constexpr (PREFETCHES) {
+        __builtin_prefetch(line[i] + k + ahead);
+        __builtin_prefetch(line[j] + k + ahead);
       }
       square.rows[pair] = load_half_of_each(line[i] + k, line[j] + k);
       square.rows[lanes / 2 + pair] = load_half_of_each(line[i] + k + lanes / 2, line[j] + k + lanes / 2);

@@ -2,13 +2,24 @@
 // products: too little work to be worth packing, so squares of B are transposed in registers and used at once.
 #pragma once
 
+#include "parallel.h"
 #include "product_block.h"
 #include "product_pack.h"
+#include "scratch.h"
+#include "work.h"
 
 namespace pytorch_ext::PYTORCH_EXT_ISA {
 
 constexpr int FEW_ROWS = 4;
-constexpr int SQUARES_AHEAD = 2;
+constexpr int SQUARES_AHEAD = 4;
+
+// How far it is from element k of some lines of `length` elements to what will be read SQUARES_AHEAD squares later:
+// past their ends that is in the next lines, `distance` elements further.
+template <class T>
+INLINE_HD int64_t prefetch_distance(int64_t k, int64_t length, int64_t distance) {
+  constexpr int64_t ahead = SQUARES_AHEAD * Vector<T>::size;
+  return k + ahead < length ? ahead : ahead - length + distance;
+}
 
 // One chunk of A's rows, contiguous and in the compute type: where they lie, or a copy.
 template <class S, int ROWS>
@@ -34,11 +45,11 @@ struct ChunkOfRows {
 // Adds to sums[g][i] row i of x times group g of the columns, for `depth` <= lanes elements of K from k on.
 template <class S, int ROWS, int GROUPS>
 INLINE_HD void multiply_squares(const ChunkOfRows<S, ROWS>& x, const Lines<S>* lines, int64_t begin, int64_t k,
-                                int64_t depth, ComputeV<S> (*sums)[ROWS]) {
+                                int64_t depth, int64_t ahead, ComputeV<S> (*sums)[ROWS]) {
 #pragma GCC unroll 2
   for (int g = 0; g < GROUPS; g++) {
     Square<compute_t<S>> square;
-    lines[g].template load_square<SQUARES_AHEAD>(begin + k, depth, square);
+    lines[g].template load_square<true>(begin + k, depth, square, ahead);
 #pragma GCC unroll 16
     for (int q = 0; q < ComputeV<S>::size; q++)
       if (q < depth)
@@ -66,8 +77,11 @@ void multiply_few(const Block<S>& p, compute_t<S>* total, int64_t total_row) {
 #pragma GCC unroll 4
       for (int i = 0; i < ROWS; i++) sums[g][i] = constant<V>(compute_t<S>(0));
     int64_t k = 0;
-    for (; k + lanes <= length; k += lanes) multiply_squares<S, ROWS, groups>(x, lines, begin, k, lanes, sums);
-    if (k < length) multiply_squares<S, ROWS, groups>(x, lines, begin, k, length - k, sums);
+    for (; k + lanes <= length; k += lanes)
+      multiply_squares<S, ROWS, groups>(x, lines, begin, k, lanes,
+                                        prefetch_distance<compute_t<S>>(begin + k, p.K, groups * lanes * p.B.column),
+                                        sums);
+    if (k < length) multiply_squares<S, ROWS, groups>(x, lines, begin, k, length - k, 0, sums);
 #pragma GCC unroll 2
     for (int g = 0; g < groups; g++)
 #pragma GCC unroll 4
@@ -106,8 +120,9 @@ INLINE_HD ComputeV<S> inner_products_of_chunks(const S* x, const S* y, int64_t c
   V sums = constant<V>(compute_t<S>(0));
   for (int64_t k = 0; k < PRODUCT_CHUNK; k += V::size) {
     Square<compute_t<S>> xs, ys;
-    x_chunks.template load_square<SQUARES_AHEAD>(k, V::size, xs);
-    y_chunks.template load_square<SQUARES_AHEAD>(k, V::size, ys);
+    const int64_t ahead = prefetch_distance<compute_t<S>>(k, PRODUCT_CHUNK, V::size * PRODUCT_CHUNK);
+    x_chunks.template load_square<true>(k, V::size, xs, ahead);
+    y_chunks.template load_square<true>(k, V::size, ys, ahead);
 #pragma GCC unroll 16
     for (int q = 0; q < V::size; q++) sums = fma(xs.rows[q], ys.rows[q], sums);
   }
@@ -116,6 +131,8 @@ INLINE_HD ComputeV<S> inner_products_of_chunks(const S* x, const S* y, int64_t c
 
 // The same of so few chunks that their chains of additions, side by side, take no longer than the transpositions.
 constexpr int FEW_CHUNKS = 4;
+// Of an inner product, which is read as fast as memory gives: as many as take about as long as to wake a thread.
+constexpr int64_t ELEMENTS_PER_THREAD = 1 << 15;
 template <class S>
 void inner_products_of_few_chunks(const S* x, const S* y, int64_t count, compute_t<S>* out) {
   compute_t<S> sums[FEW_CHUNKS] = {};
@@ -127,34 +144,40 @@ void inner_products_of_few_chunks(const S* x, const S* y, int64_t count, compute
   for (int i = 0; i < FEW_CHUNKS; i++) out[i] = sums[i];
 }
 
-// One output: successive chunks of K side by side in the lanes.
+// The inner products over `count` whole chunks, of which there are at most as many as lanes.
+template <class S>
+void inner_products(const S* x, const S* y, int64_t count, compute_t<S>* out) {
+  constexpr int lanes = ComputeV<S>::size;
+  if (count <= FEW_CHUNKS)
+    inner_products_of_few_chunks(x, y, count, out);
+  else if (count == lanes)  // a constant makes the chunks' distances constants too
+    store(out, inner_products_of_chunks(x, y, lanes));
+  else
+    store(out, inner_products_of_chunks(x, y, count), count);
+}
+
+// One output: successive chunks of K side by side in the lanes, and groups of them side by side in threads.
 template <class S>
 compute_t<S> inner_product(int64_t K, const S* x, const S* y) {
   using T = compute_t<S>;
-  constexpr int lanes = Vector<T>::size;
-  T total(0);
-  auto append = [&](int64_t chunk, T sum) { total = chunk == 0 ? sum : add(total, sum); };
+  constexpr int64_t lanes = Vector<T>::size, group = lanes * PRODUCT_CHUNK;
   const int64_t whole = K / PRODUCT_CHUNK, rest = whole * PRODUCT_CHUNK;
-  for (int64_t c = 0; c < whole;) {
-    const S *xs = x + c * PRODUCT_CHUNK, *ys = y + c * PRODUCT_CHUNK;
-    const int64_t left = whole - c;
-    T chunks[lanes < FEW_CHUNKS ? FEW_CHUNKS : lanes];
-    int64_t count = left < FEW_CHUNKS ? left : FEW_CHUNKS;
-    if (left > FEW_CHUNKS) {
-      count = left < lanes ? left : lanes;
-      // A constant count, wherever it is one, makes the chunks' distances constants too.
-      store(chunks, count == lanes ? inner_products_of_chunks(xs, ys, lanes) : inner_products_of_chunks(xs, ys, count));
-    } else {
-      inner_products_of_few_chunks(xs, ys, count, chunks);
-    }
-    for (int64_t i = 0; i < count; i++) append(c + i, chunks[i]);
-    c += count;
-  }
+  Scratch<T> sums(whole + 1);
+  cpu::parallel_for((whole + lanes - 1) / lanes, ELEMENTS_PER_THREAD / group + 1,
+                    [=, &sums](int64_t begin, int64_t end) {
+                      for (int64_t g = begin; g < end; g++) {
+                        const int64_t count = smaller(whole - g * lanes, lanes);
+                        inner_products(x + g * group, y + g * group, count, sums.data() + g * lanes);
+                      }
+                    });
+  int64_t chunks = whole;
   if (rest < K || K == 0) {
     T sum(0);
     for (int64_t k = rest; k < K; k++) sum = fma(widen(x[k]), widen(y[k]), sum);
-    append(whole, sum);
+    sums[chunks++] = sum;
   }
+  T total = sums[0];
+  for (int64_t c = 1; c < chunks; c++) total = add(total, sums[c]);
   return total;
 }
 
@@ -162,9 +185,9 @@ compute_t<S> inner_product(int64_t K, const S* x, const S* y) {
 template <class S>
 void outer_product(const Block<S>& p) {
   using V = ComputeV<S>;
-  auto products = [&p](int64_t i, int64_t j, int64_t left) {
-    const V a(widen(p.A.data[i * p.A.row]));
-    return add(mul(a, load(p.B.data + j, left, compute_t<S>(0))), constant<V>(compute_t<S>(0)));
+  auto products = [a = p.A.data, row = p.A.row, b = p.B.data](int64_t i, int64_t j, int64_t left) {
+    const V x(widen(a[i * row]));
+    return add(mul(x, load(b + j, left, compute_t<S>(0))), constant<V>(compute_t<S>(0)));
   };
   with_activation(p.activation, [&](auto f) { finish_with(p, products, f); });
 }

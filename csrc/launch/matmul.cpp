@@ -37,6 +37,52 @@ MatrixView<S> view(const Tensor& t) {
   return {data<S>(t), t.stride(-2), t.stride(-1)};
 }
 
+at::DimVector output_sizes(const Tensor& input, const Tensor& other) {
+  auto batch = [](const Tensor& t) { return t.dim() > 2 ? batch_of(t) : at::IntArrayRef(); };
+  at::DimVector sizes = at::infer_size_dimvector(batch(input), batch(other));
+  if (input.dim() > 1) sizes.push_back(input.size(-2));
+  if (other.dim() > 1) sizes.push_back(other.size(-1));
+  return sizes;
+}
+
+// A tensor of at most two dimensions read as a matrix. Tensors that view it so would take longer to make than a small
+// product takes.
+struct Matrix {
+  const Tensor& of;
+  int64_t rows, columns, row, column;
+
+  Matrix t() const { return {of, columns, rows, column, row}; }
+  template <class S>
+  MatrixView<S> view() const {
+    return {data<S>(of), row, column};
+  }
+};
+Matrix left(const Tensor& t) {
+  if (t.dim() == 1) return {t, 1, t.size(0), t.size(0) * t.stride(0), t.stride(0)};
+  return {t, t.size(0), t.size(1), t.stride(0), t.stride(1)};
+}
+Matrix right(const Tensor& t) {
+  if (t.dim() == 1) return {t, t.size(0), 1, t.stride(0), 1};
+  return {t, t.size(0), t.size(1), t.stride(0), t.stride(1)};
+}
+
+bool is_single_product(const Tensor& input, const Tensor& other) {
+  return input.dim() <= 2 && other.dim() <= 2 && !has_stock_products(input);
+}
+
+// A B as a tensor of these sizes; undefined where no kernel covers it.
+Tensor multiply(const Matrix& A, const Matrix& B, at::IntArrayRef sizes) {
+  Tensor C;
+  WITH_STORAGE_TYPE("matmul", A.of.scalar_type(), [&] {
+    TensorCoreProduct<S> p{{A.rows, B.columns, A.columns, A.view<S>(), B.view<S>(), nullptr, B.columns}};
+    if (!covers_product(A.of, p)) return;
+    C = empty(sizes, A.of);
+    p.C = mutable_data<S>(C);
+    run_product(A.of, p);
+  });
+  return C;
+}
+
 void batch_offsets_on_host(const BatchOffsets& p) {
   for (int64_t b = 0; b < p.count; b++) p.offsets[b] = 0;
   int64_t repeat = 1;  // matrices between steps of dimension d
@@ -112,6 +158,10 @@ Tensor product_of(const Tensor& A, const Tensor& B) {
 
 Tensor matmul_forward(const Tensor& input, const Tensor& other) {
   check_matmul("matmul", input, other);
+  if (is_single_product(input, other)) {
+    Tensor output = multiply(left(input), right(other), output_sizes(input, other));
+    if (output.defined()) return output;
+  }
   Tensor output = product_of(as_left(input), as_right(other));
   if (other.dim() == 1) output.squeeze_(-1);
   if (input.dim() == 1) output.squeeze_(other.dim() == 1 ? -1 : -2);
@@ -145,12 +195,20 @@ std::tuple<Tensor, Tensor> matmul_backward(const Tensor& grad, const Tensor& inp
                                            std::array<bool, 2> mask) {
   check_matmul("matmul_backward", input, other);
   check_same("matmul_backward", "grad", grad, input);
+  const at::DimVector sizes = output_sizes(input, other);
+  TORCH_CHECK(grad.sizes() == sizes, "matmul_backward: expected grad ", at::IntArrayRef(sizes), ", got ", grad.sizes());
+  if (is_single_product(input, other)) {
+    const Matrix A = left(input), B = right(other);
+    const Matrix g{grad, A.rows, B.columns, input.dim() == 2 ? grad.stride(0) : 1,
+                   other.dim() == 2 ? grad.stride(-1) : 1};
+    Tensor dinput, dother;
+    if (mask[0]) dinput = multiply(g, B.t(), input.sizes());
+    if (mask[1]) dother = multiply(A.t(), g, other.sizes());
+    if (mask[0] == dinput.defined() && mask[1] == dother.defined()) return {dinput, dother};
+  }
   Tensor A = as_left(input), B = as_right(other), g = grad, dinput, dother;
   if (other.dim() == 1) g = g.unsqueeze(-1);
   if (input.dim() == 1) g = g.unsqueeze(-2);
-  const auto sizes = with_matrix(at::infer_size_dimvector(batch_of(A), batch_of(B)), A.size(-2), B.size(-1));
-  TORCH_CHECK(g.sizes() == sizes, "matmul_backward: expected grad ", at::IntArrayRef(sizes),
-              " with vectors as matrices, got ", g.sizes());
   if (mask[0]) dinput = left_gradient(g, A, B).view(input.sizes());
   if (mask[1]) dother = right_gradient(g, A, B).view(other.sizes());
   return {dinput, dother};

@@ -178,30 +178,54 @@ INLINE_HD Vector<T> load_lanes(const T* p) {
   std::memcpy(&r.v, p, sizeof r.v);
   return r;
 }
+
+// 16 bits for each lane, and the lanes that low_precision.h makes of them, and back.
+typedef uint16_t NarrowLanes __attribute__((vector_size(VECTOR_BYTES / 2)));
+typedef uint32_t WideLanes __attribute__((vector_size(VECTOR_BYTES)));
+
+template <class S>
+INLINE_HD FloatV widen_lanes(NarrowLanes x) {
+  if constexpr (std::is_same_v<S, BFloat16>) {
+    return reinterpret_cast<FloatV::Native>(__builtin_convertvector(x, WideLanes) << 16);
+  } else {
+#if defined(__AVX512F__)
+    return FloatV::Native(_mm512_cvtph_ps(reinterpret_cast<__m256i>(x)));
+#elif defined(__AVX2__)
+    return FloatV::Native(_mm256_cvtph_ps(reinterpret_cast<__m128i>(x)));
+#else
+    FloatV r;
+    for (int i = 0; i < FloatV::size; i++) r.v[i] = widen(S{x[i]});
+    return r;
+#endif
+  }
+}
+template <class S>
+INLINE_HD NarrowLanes narrow_lanes(FloatV x) {
+  if constexpr (std::is_same_v<S, BFloat16>) {
+    const WideLanes b = reinterpret_cast<WideLanes>(x.v);
+    const WideLanes quiet = b >> 16 | 0x40, rounded = (b + 0x7fff + (b >> 16 & 1)) >> 16;
+    return __builtin_convertvector(x.v != x.v ? quiet : rounded, NarrowLanes);
+  } else {
+#if defined(__AVX512F__)
+    return reinterpret_cast<NarrowLanes>(_mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__AVX2__)
+    return reinterpret_cast<NarrowLanes>(_mm256_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
+#else
+    NarrowLanes r;
+    for (int i = 0; i < FloatV::size; i++) r[i] = narrow<S>(x.v[i]).bits;
+    return r;
+#endif
+  }
+}
+
 template <class S>
 INLINE_HD ComputeV<S> load(const S* p) {
   if constexpr (sizeof(S) == sizeof(compute_t<S>)) {
     return load_lanes<compute_t<S>>(p);
   } else {
-    constexpr int count = FloatV::size;
-    FloatV r;
-#if defined(__AVX512F__)
-    __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    if constexpr (std::is_same_v<S, Half>)
-      r.v = FloatV::Native(_mm512_cvtph_ps(raw));
-    else
-      r.v = FloatV::Native(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16)));
-#elif defined(__AVX2__)
-    __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    if constexpr (std::is_same_v<S, Half>)
-      r.v = FloatV::Native(_mm256_cvtph_ps(raw));
-    else
-      r.v = FloatV::Native(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16)));
-#else
-    for (int i = 0; i < count; i++) r.v[i] = widen(p[i]);
-#endif
-    (void)count;
-    return r;
+    NarrowLanes x;
+    std::memcpy(&x, p, sizeof x);
+    return widen_lanes<S>(x);
   }
 }
 template <class S>
@@ -209,7 +233,8 @@ INLINE_HD void store(S* p, ComputeV<S> x) {
   if constexpr (sizeof(S) == sizeof(compute_t<S>)) {
     std::memcpy(p, &x.v, sizeof x.v);
   } else {
-    for (int i = 0; i < FloatV::size; i++) p[i] = narrow<S>(x.v[i]);
+    const NarrowLanes lanes = narrow_lanes<S>(x);
+    std::memcpy(p, &lanes, sizeof lanes);
   }
 }
 
@@ -235,12 +260,22 @@ INLINE_HD void store_first(float* p, FloatV x, int64_t n) { _mm256_maskstore_ps(
 #endif
 template <class S>
 INLINE_HD ComputeV<S> load_first(const S* p, int64_t n, compute_t<S> fill) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(S) == 2) {
+    const FloatV x = widen_lanes<S>(reinterpret_cast<NarrowLanes>(_mm256_maskz_loadu_epi16(first_lanes(n), p)));
+    return FloatV::Native(_mm512_mask_blend_ps(first_lanes(n), _mm512_set1_ps(fill), x.v));
+  }
+#endif
   ComputeV<S> r(fill);
   for (int i = 0; i < ComputeV<S>::size && i < n; i++) r.v[i] = widen(p[i]);
   return r;
 }
 template <class S>
 INLINE_HD void store_first(S* p, ComputeV<S> x, int64_t n) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(S) == 2)
+    return _mm256_mask_storeu_epi16(p, first_lanes(n), reinterpret_cast<__m256i>(narrow_lanes<S>(x)));
+#endif
   for (int i = 0; i < ComputeV<S>::size && i < n; i++) p[i] = narrow<S>(x.v[i]);
 }
 
