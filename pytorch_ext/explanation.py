@@ -62,10 +62,10 @@ def explain(model, batch, *, backward=True):
     expect(isinstance(model, torch.nn.Module), "explain", "a torch.nn.Module", type(model).__name__, TypeError)
     model = copy.deepcopy(model)
     state = torch.get_rng_state()
-    run(model, batch, backward)
-    model.zero_grad()
-    with recorded(model) as recorder, Operators(recorder) as operators:
-        run(model, batch, backward)
+    for _ in range(2):  # the first warms up: under a dispatch mode torch imports its compiler, which takes seconds
+        with recorded(model) as recorder, Operators(recorder) as operators:
+            run(model, batch, backward)
+        model.zero_grad()
     torch.set_rng_state(state)
     rows = [(call.start, row_of(call)) for call in recorder.calls] + operators.rows
     return Explanation(row for _, row in sorted(rows, key=lambda pair: pair[0]))
