@@ -42,7 +42,7 @@ def linear(input, weight, bias, activation):
     if operands is None:
         return None
     with autocast_off(input):
-        return LinearFunction.apply(*operands, activation)
+        return LinearFunction.apply(*operands, activation)[0]
 
 
 def matmul(input, other):
