@@ -12,7 +12,7 @@ from pytorch_ext import build
 ROOT = Path(__file__).resolve().parent.parent
 
 # Pages of pytorch_ext/ops/ that hold no op but what the ops share.
-SHARED_PAGES = {"__init__", "checks", "composition", "losses", "paths"}
+SHARED_PAGES = {"__init__", "checks", "composition", "losses", "one_pass", "paths"}
 
 # The file of an op in each place. EXCEPTIONS name another stem, or None where the op needs nothing there.
 PLACES = {

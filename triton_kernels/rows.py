@@ -225,7 +225,7 @@ def exponentials(x, row, zero, SHAPE: tl.constexpr):
     return m, sum_rows(exponential, (x, m, row), columns, zero, SHAPE)
 
 
-# ---- means -----------------------------------------------------------------------------------------------------------
+# ---- losses ----------------------------------------------------------------------------------------------------------
 
 
 @device_function
@@ -235,6 +235,12 @@ def over_divisor(x, divisor_ptr, count):
         return n.div(x, tl.full(x.shape, count, x.dtype))
     else:
         return n.div(x, tl.load(divisor_ptr))
+
+
+@device_function
+def is_one(g_ptr):
+    """Whether a loss's gradient is exactly 1."""
+    return n.widen(tl.load(g_ptr)) == 1.0
 
 
 def computed_in(dtype):

@@ -28,6 +28,19 @@ def random(*shape, special=False):
     return x
 
 
+def check_into(name, gradients, *arguments):
+    """<op>_backward_into leaves the gradients that it finds for a 1, and else writes those of the backward pass."""
+    module = importlib.import_module(f"pytorch_ext.triton_kernels.{name.removesuffix('_backward_into')}")
+    for number in (1.0, 0.7):
+        found, one = [g.clone() for g in gradients], torch.tensor(number)
+        getattr(module, name)(one, *found, *arguments)
+        backward = getattr(torch.ops.pytorch_ext, name.removesuffix("_into"))
+        mask = ([True] * 2)[: len(found)] + [False] * (2 - len(found))
+        expected = gradients if number == 1 else backward(one, *arguments, mask)
+        for i, (a, b) in enumerate(zip(found, expected, strict=False)):
+            assert_same_bits(a, b, f"gradient {i} of {name} for {number}")
+
+
 def compare(name, *arguments):
     """A function of the kernels' modules and the dispatcher's operator of the same name; the results."""
     module = name.removesuffix("_forward").removesuffix("_backward")
@@ -97,6 +110,9 @@ def cross_entropy():
         distribution = random(*shape).abs()
         loss, _ = compare("cross_entropy_forward", x, distribution, *options, True)
         compare("cross_entropy_backward", random(*loss.shape), x, distribution, *options, [True, True])
+        if reduction:
+            for given in (target, distribution):
+                check_into("cross_entropy_backward_into", [random(*shape)], x, given, *options)
 
 
 def nll_loss():
@@ -116,6 +132,9 @@ def elementwise_losses():
             options = (weight, pos_weight, loss, reduction, [True, True])
             value, *_ = compare("elementwise_loss_forward", x, target, *options)
             compare("elementwise_loss_backward", random(*value.shape), x, target, *options)
+            if reduction:
+                into = [random(*shape), random(*shape)]
+                check_into("elementwise_loss_backward_into", into, x, target, *options[:-1])
 
 
 def updates():
