@@ -218,10 +218,15 @@ def exponential(given, column):
 
 
 @device_function
-def exponentials(x, row, zero, SHAPE: tl.constexpr):
-    """(m, s): the largest element of each row, and the sum of the exponentials of x - m. x is read twice."""
+def exponentials(x, row, zero, SHAPE: tl.constexpr, HIDES: tl.constexpr = False):
+    """(m, s): the largest element of each row, and the sum of the exponentials of x - m. x is read twice.
+
+    HIDES: a row of -inf alone has m = +0, and with it the sum +0, which no other row has.
+    """
     exists, columns, inner = row
     m = largest(x, row, zero, SHAPE)
+    if HIDES:
+        m = tl.where(m == -n.INFINITY, 0.0, m)
     return m, sum_rows(exponential, (x, m, row), columns, zero, SHAPE)
 
 

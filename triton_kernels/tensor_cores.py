@@ -61,11 +61,12 @@ def is_described(t):
 
 
 def takes(A, B, precision):
-    """Whether the kernel takes a product of these (batch, M, K) and (batch, K, N)."""
-    if (A.element_size() != 2 and precision != "tf32") or A.shape[0] != 1 or capability(A.device) < (9, 0):
+    """Whether the kernel takes a product of these (..., M, K) and (..., K, N), of a batch of two dimensions."""
+    if (A.element_size() != 2 and precision != "tf32") or A.shape[:2].numel() != 1 or capability(A.device) < (9, 0):
         return False
-    N = B.shape[2]
-    return min(*A.shape[1:], N) >= 16 and N * A.element_size() % 16 == 0 and is_described(A[0]) and is_described(B[0])
+    N = B.shape[-1]
+    fits = min(*A.shape[-2:], N) >= 16 and N * A.element_size() % 16 == 0
+    return fits and is_described(A[0, 0]) and is_described(B[0, 0])
 
 
 def tile_sizes(M, N, K, dtype, saves, device):

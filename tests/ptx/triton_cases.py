@@ -18,7 +18,7 @@ from .triton_usage import machine_for
 SPECIAL = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e-40, -1e-42, -0.0, 0.0, 3e38, -3e38])
 FORWARD = {"relu": "y", "sigmoid": "y", "tanh": "y", "gelu": "z", "gelu_tanh": "z", "silu": "z"}
 MODULES = ("activation", "cross_entropy", "dropout", "elementwise_loss", "linear", "matmul", "nll_loss", "optimizers")
-MODULES += ("product", "reduce", "softmax", "tensor_cores")
+MODULES += ("product", "reduce", "scaled_dot_product_attention", "softmax", "tensor_cores")
 
 
 def random(*shape, special=False):
@@ -94,6 +94,23 @@ def softmax():
     for shape, logarithm in [((3, 10), False), ((2, 1100), True), ((2, 4200), False), ((2, 7, 3), True)]:
         y = compare("softmax_forward", random(*shape, special=shape[1] == 10), 1, logarithm)
         compare("softmax_backward", random(*shape), y, 1, logarithm)
+
+
+def attention():
+    """Heads that lie apart, and few enough scores at a time for blocks of queries."""
+    module = importlib.import_module("pytorch_ext.triton_kernels.scaled_dot_product_attention")
+    whole, name = module.SCORES, "scaled_dot_product_attention"
+    for shape, mask, is_causal, module.SCORES in [
+        ((2, 2, 40, 20, 70), None, False, whole),
+        ((1, 2, 33, 6, 10), torch.arange(33 * 10).view(33, 10) % 3 > 0, False, whole),
+        ((1, 2, 6, 6, 10), random(6, 10).masked_fill(torch.arange(6)[:, None] == 2, -float("inf")), False, 10),
+        ((1, 1, 300, 5, 290), None, True, whole),
+    ]:
+        outer, inner, queries, width, keys = shape
+        q, k, v = (random(outer, n, inner, w).transpose(1, 2) for n, w in ((queries, width), (keys, width), (keys, 9)))
+        output = compare(f"{name}_forward", q, k, v, mask, is_causal, 0.3)
+        compare(f"{name}_backward", random(*output.shape), q, k, v, mask, is_causal, 0.3, [True] * 3)
+    module.SCORES = whole
 
 
 def cross_entropy():
@@ -195,7 +212,7 @@ BULK = "cp.async.bulk.tensor.2d.shared::", "cp.async.bulk.tensor.2d.global.share
 EXPECTED = {80: ("mma.sync", "cp.async.c", "st.global"), 90: ("wgmma.mma_async", *BULK), 100: ("tcgen05.mma", *BULK)}
 
 
-CASES = {f.__name__: f for f in (activations, products, sums, dropout, softmax, cross_entropy, nll_loss)}
+CASES = {f.__name__: f for f in (activations, products, sums, dropout, softmax, attention, cross_entropy, nll_loss)}
 CASES |= {f.__name__: f for f in (elementwise_losses, updates, tensor_cores)}
 WARPS = {"activations": (None, 1, 8), "sums": (None, 1, 8), "softmax": (None, 2), "updates": (None, 2)}
 SMALL = (5, 7, 40), (17, 30, 260)  # products whose tiles are small enough to compile for any number of warps

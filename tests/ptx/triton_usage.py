@@ -51,6 +51,13 @@ def launches(kernels):
         options = None, 1, -100, 0.0, True
         entropy = kernels.cross_entropy.cross_entropy_forward
         yield f"cross entropy, {columns} classes", lambda x=x, t=target, e=entropy, o=options: e(x, t, *o)
+    attention, heads = kernels.scaled_dot_product_attention, torch.empty(4, 16, 1024, 64)
+    options = None, True, None
+    yield "attention", lambda: attention.scaled_dot_product_attention_forward(heads, heads, heads, *options)
+    yield (
+        "attention, gradients",
+        lambda: attention.scaled_dot_product_attention_backward(*[heads] * 4, *options, [True] * 3),
+    )
     x = torch.empty(2**20)
     yield "gelu", lambda: kernels.activation.activation_forward(x, "gelu")
     loss = x, x, None, None, "mse_loss", 1, [True, True]

@@ -1,0 +1,147 @@
+"""scaled_dot_product_attention: softmax((q scale) k^T + mask) v and its gradients, in the CPU kernel's order.
+
+A bounded part of the scores is there at any time: those of some heads, or of some queries of one.
+"""
+
+import torch
+import triton.language as tl
+
+from . import numerics as n
+from .launch import device_function, kernel, launch
+from .product import CHUNK, as_batches, product, product_tile, tiling
+from .reduce import sum_to_size
+from .softmax import scores_to_weights, weights_to_scores
+from .tiles import tile_of
+
+# Scores at a time, of which 64 MB are float32; no card has measured it. Less than all queries of a head are as many as
+# a chunk of the products that sum over them. With causality the keys that no query of a block sees are left out, and
+# the forward pass has the CPU's blocks, since a key that is not read can be no NaN.
+SCORES = 1 << 24
+CAUSAL_QUERIES = 128
+
+
+# ---- scores ---------------------------------------------------------------------------------------------------------
+
+
+@device_function
+def masked(s, mask, row, column, inside, mask_row, mask_column, first, CAUSAL: tl.constexpr):
+    """The scores plus what is at `mask`, if anything is: numbers, or bytes of which 0 is -inf and the others 0. CAUSAL:
+    the query of row i, which is number `first` + i, sees the keys up to that."""
+    if mask is not None:
+        given = tl.load(mask + row[:, None] * mask_row + column[None, :] * mask_column, mask=inside, other=0)
+        s += tl.where(given == 0, -n.INFINITY, 0.0) if mask.dtype.element_ty == tl.uint8 else given
+    if CAUSAL:
+        s = tl.where(column[None, :] <= first + row[:, None], s, -n.INFINITY)
+    return s
+
+
+@kernel
+def scores_kernel(
+    q_ptr, k_ptr, s_ptr, mask_ptr, M, N, K, inner, first, q_outer, q_inner, q_row, q_column,
+    k_outer, k_inner, k_row, k_column, mask_outer, mask_inner, mask_row, mask_column,
+    CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
+    CHUNK: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The masked scores of M scaled queries and N keys of every head."""
+    head, first_row, first_column = tile_of(tl.program_id(0), M, N, GROUP, BLOCK_M, BLOCK_N)
+    row, column = first_row + tl.arange(0, BLOCK_M), first_column + tl.arange(0, BLOCK_N)
+    q = q_ptr + head // inner * q_outer + head % inner * q_inner
+    k = k_ptr + head // inner * k_outer + head % inner * k_inner
+    strides = q_row, q_column, k_column, k_row
+    s = product_tile(q, k, row, column, M, N, K, *strides, PRECISION, CHUNK, BLOCK_M, BLOCK_N, BLOCK_K)
+    inside = (row < M)[:, None] & (column < N)[None, :]
+    mask = None
+    if mask_ptr is not None:
+        mask = mask_ptr + head // inner * mask_outer + head % inner * mask_inner
+    s = masked(s, mask, row, column, inside, mask_row, mask_column, first, CAUSAL)
+    tl.store(s_ptr + (head * M + row[:, None]) * N + column[None, :], s, mask=inside)
+
+
+# ---- a call ---------------------------------------------------------------------------------------------------------
+
+
+class Heads:
+    """The arguments as (outer, inner, rows, columns), which no copy is made for where two dimensions are the batch."""
+
+    def __init__(self, query, key, value, attn_mask, is_causal, scale):
+        self.batch = torch.broadcast_shapes(*(t.shape[:-2] for t in (query, key, value)))
+        self.queries, self.keys, self.is_causal = query.shape[-2], key.shape[-2], is_causal
+        self.scaled, self.key, self.value = (as_batches(t, self.batch) for t in (query * scale, key, value))
+        self.mask = None
+        if attn_mask is not None:
+            given = attn_mask.view(torch.uint8) if attn_mask.dtype == torch.bool else attn_mask
+            self.mask = as_batches(given.expand(*given.shape[:-2], self.queries, self.keys), self.batch)
+
+    def empty(self, rows, columns):
+        return self.scaled.new_empty((*self.scaled.shape[:2], rows, columns))
+
+    def blocks(self, causal_queries):
+        """(heads, their queries, how many keys these see), as slices, one after the other."""
+        outer, inner = self.scaled.shape[:2]
+        rows = self.queries if self.queries * self.keys <= SCORES else CHUNK
+        rows = min(rows, causal_queries) if self.is_causal else rows
+        at_once = max(SCORES // (rows * self.keys), 1)
+        step = (at_once // inner, inner) if at_once >= inner else (1, at_once)
+        for first in range(0, self.queries, rows):
+            end = min(first + rows, self.queries)
+            keys = min(end, self.keys) if self.is_causal else self.keys
+            for o in range(0, outer, step[0]):
+                for i in range(0, inner, step[1]):
+                    yield (slice(o, o + step[0]), slice(i, i + step[1])), slice(first, end), keys
+
+    def weights(self, heads, rows, keys):
+        """softmax of the masked scores; where a mask leaves none, 0."""
+        q, k = self.scaled[heads][..., rows, :], self.key[heads][..., :keys, :]
+        mask = None if self.mask is None else self.mask[heads][..., rows, :keys]
+        scores = q.new_empty((*q.shape[:-1], keys))
+        (M, K), batch = q.shape[-2:], q.shape[:2]
+        grid, constants = tiling(batch.numel(), M, keys, K, q)
+        strides = *q.stride(), *k.stride(), *((0,) * 4 if mask is None else mask.stride())
+        numbers = M, keys, K, batch[1], rows.start
+        launch(scores_kernel, grid, q, k, scores, mask, *numbers, *strides, CAUSAL=self.is_causal, **constants)
+        return scores_to_weights(scores, hides=mask is not None)
+
+
+def scaled_dot_product_attention_forward(query, key, value, attn_mask, is_causal, scale):
+    h = Heads(query, key, value, attn_mask, is_causal, factor(query, scale))
+    output = h.empty(h.queries, value.shape[-1])
+    for heads, rows, keys in h.blocks(CAUSAL_QUERIES):
+        output[heads][..., rows, :] = product(h.weights(heads, rows, keys), h.value[heads][..., :keys, :])[0]
+    return output.view(*h.batch, *output.shape[-2:])
+
+
+def scaled_dot_product_attention_backward(grad, query, key, value, attn_mask, is_causal, scale, mask):
+    """(dquery, dkey, dvalue), None where the mask says so."""
+    scale = factor(query, scale)
+    h, g = Heads(query, key, value, attn_mask, is_causal, scale), as_batches(grad, grad.shape[:-2])
+    sizes = query.shape[-2:], key.shape[-2:], value.shape[-2:]
+    dq, dk, dv = (h.empty(*size) if wanted else None for size, wanted in zip(sizes, mask, strict=True))
+    for heads, rows, keys in h.blocks(CHUNK):
+        k, v, dout = h.key[heads][..., :keys, :], h.value[heads][..., :keys, :], g[heads][..., rows, :]
+        weights = h.weights(heads, rows, keys)
+        if dv is not None:
+            accumulate(dv[heads], product(weights.mT, dout)[0], rows.start == 0)
+        if dq is None and dk is None:
+            continue
+        dscores = weights_to_scores(product(dout, v.mT)[0], weights)
+        if dk is not None:
+            accumulate(dk[heads], product(dscores.mT, h.scaled[heads][..., rows, :])[0], rows.start == 0)
+        if dq is not None:
+            dq[heads][..., rows, :] = product(dscores, k)[0] * scale
+    of = zip((dq, dk, dv), (query, key, value), strict=True)
+    return tuple(None if d is None else sum_to_size(d.view(*h.batch, *d.shape[-2:]), t.shape) for d, t in of)
+
+
+def accumulate(total, chunk, is_first):
+    """The next chunk of a sum over the queries, of the first keys."""
+    keys = chunk.shape[-2]
+    if is_first:
+        total[..., :keys, :] = chunk
+        total[..., keys:, :] = 0
+    else:
+        total[..., :keys, :] += chunk
+
+
+def factor(query, scale):
+    """What the queries are multiplied by."""
+    return 1 / query.shape[-1] ** 0.5 if scale is None else scale
