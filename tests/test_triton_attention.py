@@ -3,7 +3,7 @@
 import pytest
 import torch
 from accuracy import assert_same_bits
-from attention_cases import case, derivatives, each_case, make
+from attention_cases import CASES, case, derivatives, make
 from conftest import needs_interpreter, needs_native
 
 import pytorch_ext
@@ -22,6 +22,18 @@ def page(monkeypatch):
     return module
 
 
+WAYS = "one launch", "whole heads", "few scores"
+
+
+@pytest.fixture(params=WAYS)
+def way(request, page, monkeypatch):
+    """How the scores are divided."""
+    if request.param != "one launch":
+        monkeypatch.setattr(page, "in_one_launch", lambda heads: None)
+    if request.param == "few scores":
+        page.SCORES = 40
+
+
 @pytest.fixture
 def scores(page, monkeypatch):
     """How many scores were there at a time."""
@@ -38,10 +50,10 @@ def with_constant_mask(name):
 
 
 @needs_native
-@pytest.mark.parametrize("at_a_time", [1 << 24, 40])
-@each_case
-def test_bits_are_the_cpu_kernel_s_however_few_scores_are_there(page, scores, name, at_a_time):
-    page.SCORES = at_a_time
+@pytest.mark.parametrize(  # the longest case takes ten seconds
+    "way, name", [(w, n) for w in WAYS for n in CASES if (w, n) != ("whole heads", "several chunks")], indirect=["way"]
+)
+def test_bits_are_the_cpu_kernel_s_however_few_scores_are_there(way, scores, name):
     inputs, options = with_constant_mask(name)
     with pytorch_ext.backend("native"):
         expected = derivatives(attention, inputs, options, second=False)
@@ -55,7 +67,7 @@ def test_bits_are_the_cpu_kernel_s_however_few_scores_are_there(page, scores, na
 @needs_native
 @pytest.mark.parametrize("queries", [9, 300])
 @pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"attn_mask": torch.zeros(1, 1)}], ids=str)
-def test_infinities_and_nan_stand_where_the_cpu_kernel_has_them(queries, options):
+def test_infinities_and_nan_stand_where_the_cpu_kernel_has_them(way, queries, options):
     """A row of scores that are all -inf is hidden only where there is a mask; a key that is not read can be no NaN."""
     q, k, v = (torch.randn(n, 4) for n in (queries, queries, queries))
     q[2], k[:, 0], v[-1] = torch.tensor([-1.0, 0, 0, 0]), float("inf"), float("nan")
@@ -125,14 +137,26 @@ def test_second_derivatives_match_finite_differences(name):
             assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
 
 
-def test_what_is_not_covered_is_composed(scores):
+def test_one_launch_has_room_for_a_block_of_each_program_or_is_not_taken(page, launched):
+    q, k, v = torch.randn(2, 5, 300, 4), torch.randn(2, 5, 70, 4), torch.randn(2, 5, 70, 3)
+    room = 64 * 128  # of 64 queries, the keys rounded up to whole sums
+    results = []
+    for page.SCORES in (50 * room, 4 * room, 4 * room - 1):
+        with pytorch_ext.backend("triton"):
+            results.append(attention(q, k, v))
+    assert (launched["attention_kernel"], launched["scores_kernel"]) == (2, 10)
+    assert_same_bits(results[0], results[1])
+    assert_same_bits(results[0], results[2])
+
+
+def test_what_is_not_covered_is_composed(launched):
     q, k, v = make(2, 5, 4), make(2, 5, 4), make(2, 5, 4)
     mask = make(5, 5)
     with pytorch_ext.backend("triton"):
         learned = attention(q, k, v, mask)
         dropped = attention(q, k, v, dropout_p=1.0)
-        assert scores == []
+        assert launched["attention_kernel"] == 0
         constant = attention(q, k, v, mask.detach())
-        assert scores == [50]
+        assert launched["attention_kernel"] == 1
     assert_same_bits(learned, constant)
     assert not dropped.any()

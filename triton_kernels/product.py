@@ -16,8 +16,9 @@ CHUNK = n.PRODUCT_CHUNK.value
 def product_tile(
     a_ptr, b_ptr, row, column, M, N, K, a_row, a_column, b_row, b_column,
     PRECISION: tl.constexpr, CHUNK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    factor=None,
 ):  # fmt: skip
-    """A B of these rows and columns.
+    """A B of these rows and columns, the rows of A times a `factor` if there is one.
 
     Sums over K in chunks of 256: an ascending chain from +0 in each, the chunks added left to right. Beyond K stand +0
     in A and -0 in B: their product -0 changes no number.
@@ -32,6 +33,8 @@ def product_tile(
         for at in range(begin, min(begin + CHUNK, K), BLOCK_K):
             i = (at + k).to(tl.int64)
             a = tl.load(a_ptr + i[None, :] * a_column, mask=(row < M)[:, None] & (i < K)[None, :], other=0.0)
+            if factor is not None:
+                a = a * factor
             b = tl.load(b_ptr + i[:, None] * b_row, mask=(i < K)[:, None] & (column < N)[None, :], other=-0.0)
             chunk = dot(a, b, chunk, PRECISION)
         total = tl.where(begin == 0, chunk, total + chunk)

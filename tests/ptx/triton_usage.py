@@ -26,7 +26,8 @@ def machine_for(architecture):
     kernels.launch.run, kernels.launch.can_run_on = machine.run, lambda device: True
     tensor_cores = kernels.tensor_cores
     tensor_cores.capability = lambda device: divmod(architecture, 10)
-    tensor_cores.multiprocessors = lambda device: MULTIPROCESSORS
+    for module in (tensor_cores, kernels.scaled_dot_product_attention):
+        module.multiprocessors = lambda device: MULTIPROCESSORS
     return machine, kernels
 
 
