@@ -105,8 +105,8 @@ def product(A, B, bias=None, kind="none", save=False):
     a, b = (t if t.dim() == 4 else t[None] for t in (A, B))
     batch, precision = a.shape[:2], precision_of(A)
     if takes(a, b, precision):
-        of_z = None if z is None else z.view(M, N)
-        tensor_core_product(a[0, 0], b[0, 0], C.view(M, N), of_z, bias, kind, precision)
+        c, of_z = (None if t is None else t.view(*batch, M, N) for t in (C, z))
+        tensor_core_product(a, b, c, of_z, bias, kind, precision)
         return C, z
     grid, constants = tiling(batch.numel(), M, N, K, A)
     pointers = a, b, C, C if bias is None else bias.contiguous(), z if save else C

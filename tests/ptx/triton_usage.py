@@ -45,6 +45,8 @@ def launches(kernels):
         yield f"{name}, gelu", lambda x=x: linear.linear_forward(x, x, x[0], "gelu")
         yield f"{name}, gradients", lambda x=x: linear.linear_backward(x, x, x, None, "none", [True, True, False])
     kernels.product.precision_of = precision_of
+    batch = torch.empty(16, 4096, 8, 128, dtype=torch.bfloat16).transpose(1, 2)
+    yield "products of a batch, bfloat16", lambda: kernels.matmul.matmul_forward(batch, batch.mT)
     for columns in (1024, 4096, 32768):
         x, target = torch.empty(8, columns), torch.zeros(8, dtype=torch.int64)
         yield f"softmax, {columns} columns", lambda x=x: kernels.softmax.softmax_forward(x, 1, False)
