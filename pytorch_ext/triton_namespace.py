@@ -15,6 +15,8 @@ from .ops.losses import ElementwiseLossFunction
 from .ops.matmul import MatmulFunction
 from .ops.nll_loss import NllLossFunction
 from .ops.paths import KERNEL_DTYPES, products_are_ieee
+from .ops.scaled_dot_product_attention import DTYPES, AttentionFunction
+from .ops.scaled_dot_product_attention import fits as fits_attention
 from .ops.softmax import SoftmaxFunction
 from .triton_coverage import alike, autocast_off, covers, in_transform, is_ordinary
 from .triton_optimizers import adam_step, clip_grad_norm, sgd_step  # noqa: F401
@@ -42,7 +44,7 @@ def linear(input, weight, bias, activation):
     if operands is None:
         return None
     with autocast_off(input):
-        return LinearFunction.apply(*operands, activation)
+        return LinearFunction.apply(*operands, activation)[0]
 
 
 def matmul(input, other):
@@ -230,4 +232,20 @@ def sum_to_size(t, sizes):
 
 
 def scaled_dot_product_attention(query, key, value, attn_mask, is_causal, scale):
-    return None  # composed of the products and softmax above
+    tensors = query, key, value
+    if not covers(*tensors) or torch.is_autocast_enabled(query.device.type) or not products_are_ieee(query):
+        return None
+    alike = all(t.dtype == query.dtype and t.dim() >= 2 and 0 not in t.shape for t in tensors)
+    if not alike or query.dtype not in DTYPES or key.shape[-2] != value.shape[-2]:
+        return None
+    if type(is_causal) is not bool or not (scale is None or type(scale) in (int, float)):
+        return None
+    if attn_mask is not None:
+        constant = is_ordinary(attn_mask) and not (attn_mask.requires_grad and torch.is_grad_enabled())
+        if is_causal or not constant or attn_mask.device != query.device or 0 in attn_mask.shape:
+            return None
+        if attn_mask.dtype not in (torch.bool, query.dtype):
+            return None
+    if not fits_attention(*tensors, *(() if attn_mask is None else (attn_mask,))):
+        return None
+    return AttentionFunction.apply(*tensors, attn_mask, is_causal, scale)

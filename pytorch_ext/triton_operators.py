@@ -21,6 +21,7 @@ NAME = "pytorch_ext_triton"
 DIFFERENTIABLE = """
 linear(Tensor input, Tensor weight, Tensor? bias, str activation) -> Tensor
 matmul(Tensor input, Tensor other) -> Tensor
+scaled_dot_product_attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, bool is_causal, float? scale) -> Tensor
 softmax(Tensor input, int dim, ScalarType? dtype=None) -> Tensor
 log_softmax(Tensor input, int dim, ScalarType? dtype=None) -> Tensor
 activation(Tensor input, str kind) -> Tensor
@@ -39,6 +40,8 @@ linear_forward(Tensor input, Tensor weight, Tensor? bias, str activation) -> (Te
 linear_backward(Tensor grad, Tensor input, Tensor weight, Tensor? saved, str activation, bool[3] mask) -> (Tensor, Tensor, Tensor)
 matmul_forward(Tensor input, Tensor other) -> Tensor
 matmul_backward(Tensor grad, Tensor input, Tensor other, bool[2] mask) -> (Tensor, Tensor)
+scaled_dot_product_attention_forward(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, bool is_causal, float? scale) -> Tensor
+scaled_dot_product_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor? attn_mask, bool is_causal, float? scale, bool[3] mask) -> (Tensor, Tensor, Tensor)
 softmax_forward(Tensor input, int dim, bool logarithm) -> Tensor
 softmax_backward(Tensor grad, Tensor output, int dim, bool logarithm) -> Tensor
 activation_forward(Tensor input, str kind) -> Tensor
@@ -61,6 +64,9 @@ OPTIONAL = {schema.partition("(")[0]: schema for schema in DIFFERENTIABLE.split(
 STOCK = {
     "linear": lambda x, w, b, activation: stock_activation("linear", activation)(F.linear(x, w, b)),
     "matmul": torch.matmul,
+    "scaled_dot_product_attention": lambda q, k, v, mask, is_causal, scale: F.scaled_dot_product_attention(
+        q, k, v, mask, 0.0, is_causal, scale=scale
+    ),
     "activation": lambda x, kind: stock_activation("activation", kind)(x),
     **as_kernels_are_called(F),
     "linear_cross_entropy": composed,

@@ -12,7 +12,7 @@ from pytorch_ext import build
 ROOT = Path(__file__).resolve().parent.parent
 
 # Pages of pytorch_ext/ops/ that hold no op but what the ops share.
-SHARED_PAGES = {"__init__", "checks", "composition", "losses", "paths"}
+SHARED_PAGES = {"__init__", "checks", "composition", "losses", "one_pass", "paths"}
 
 # The file of an op in each place. EXCEPTIONS name another stem, or None where the op needs nothing there.
 PLACES = {
@@ -31,7 +31,7 @@ EXCEPTIONS = {
     "linear_cross_entropy": {"cpu": "cross_entropy", "cuda": "cross_entropy"},  # and the product
     "log_softmax": dict.fromkeys(PLACES, "softmax"),  # one kernel, one more logarithm
     "nll_loss": {"cpu": "cross_entropy", "cuda": "cross_entropy"},  # the second half of it
-    "scaled_dot_product_attention": {"cuda": None, "triton": None},  # composed of matmul and softmax there
+    "scaled_dot_product_attention": {"cuda": None},  # composed of matmul and softmax there
     "mse_loss": ELEMENTWISE_LOSS,  # one kernel, the loss is a functor
     "binary_cross_entropy": ELEMENTWISE_LOSS,
     "binary_cross_entropy_with_logits": ELEMENTWISE_LOSS,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from spec import linear as spec
 
 import pytorch_ext.nn as nn
+from pytorch_ext import calls
 from pytorch_ext.backends import choice
 from pytorch_ext.functional import linear, matmul
 from pytorch_ext.ops.linear import ACTIVATIONS
@@ -284,11 +285,18 @@ def test_large_bfloat16_products_are_the_stock_operator_s_and_no_others(function
     assert products == (3 if dtype == torch.bfloat16 else 0)
 
 
-@needs_native
-@pytest.mark.parametrize("function", [linear, lambda x, w: matmul(x, w.t())], ids=["linear", "matmul"])
-def test_what_a_gradient_does_not_need_may_be_changed_in_place(function):
+PRODUCTS = {
+    "linear": linear,
+    "matmul": lambda x, w: matmul(x, w.t()),
+    "addmm": lambda x, w: calls.addmm(x.new_ones(5), x, w.t()),
+    "bmm": lambda x, w: calls.bmm(x[None], w.t()[None]),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_what_a_gradient_does_not_need_may_be_changed_in_place(path, name):
     """As with the stock operators: the weight is needed for the input's gradient alone, and the other way round."""
-    x, w = torch.randn(3, 4), torch.randn(5, 4)
+    function, x, w = PRODUCTS[name], torch.randn(3, 4), torch.randn(5, 4)
     leaf = w.clone().requires_grad_()
     changed = leaf * 1
     y = function(x, changed)

@@ -8,10 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import op_cases
 import pytest
 import torch
 from accuracy import assert_same_bits
-from conftest import needs_interpreter, needs_native
+from conftest import needs_interpreter, needs_native, needs_triton_on_cuda
 
 import pytorch_ext
 from pytorch_ext import backends, doctor, functional, native, triton_path
@@ -132,3 +133,16 @@ def test_the_key_of_dropout_is_the_native_library_s():
         key = triton_path.kernels.dropout.dropout_key()
         torch.manual_seed(seed)
         assert key.equal(torch.ops.pytorch_ext.dropout_key())
+
+
+@needs_native
+@needs_triton_on_cuda
+@pytest.mark.parametrize("op", op_cases.OPS)
+def test_float32_on_a_device_has_the_bits_of_the_cpu(op):
+    with pytorch_ext.backend("native"):
+        on_cpu = op_cases.run(op, torch.device("cpu"))
+    with pytorch_ext.backend("triton"):
+        on_device = op_cases.run(op, torch.device("cuda"))
+    for name, tensors in on_cpu.items():
+        for i, (ours, expected) in enumerate(zip(on_device[name], tensors, strict=True)):
+            assert_same_bits(ours, expected, f"result {i} of {op} {name}")

@@ -30,6 +30,14 @@ def classes(x):
 FUNCTIONS = {
     "linear": (lambda x, w, b: F.linear(x, w, b, activation="gelu"), ["linear_forward"]),
     "matmul": (lambda x, w, b: F.matmul(x[:, None], w.t()), ["matmul_forward"]),
+    "scaled_dot_product_attention": (
+        lambda x, w, b: F.scaled_dot_product_attention(x, w, w * 2, torch.ones(1, 5, dtype=torch.bool), scale=0.3),
+        ["scaled_dot_product_attention_forward"],
+    ),
+    "causal attention": (
+        lambda x, w, b: F.scaled_dot_product_attention(x[None], w[None], w[None], is_causal=True),
+        ["scaled_dot_product_attention_forward"],
+    ),
     "softmax": (lambda x, w, b: F.softmax(x.half(), 0, dtype=torch.float32), ["softmax_forward"]),
     "log_softmax": (
         lambda x, w, b: F.nll_loss(F.log_softmax(x, 1), classes(x)),
@@ -148,6 +156,14 @@ def samples():
     yield "linear_backward", torch.randn(7, 5), x, w, torch.rand(7, 5), "relu", [True, False, True]
     yield from (("matmul", nd, nd.mT), ("matmul", x, w[0]), ("matmul_forward", nd, nd[0].mT))
     yield "matmul_backward", torch.randn(7, 5), x, w.t(), both
+    q, k, v, bias = nd, torch.randn(3, 6, 5), torch.randn(2, 1, 6, 4), torch.randn(4, 6)
+    yield from (
+        ("scaled_dot_product_attention", q, k, v, bias, False, None),
+        ("scaled_dot_product_attention", q, k, v, None, True, 0.3),
+        ("scaled_dot_product_attention_forward", q, k, v, bias > 0, False, 0.3),
+    )
+    yield "scaled_dot_product_attention_backward", torch.randn(2, 3, 4, 4), q, k, v, bias, False, None, [True] * 3
+    yield "scaled_dot_product_attention_backward", q[..., :4], q, k, v, None, True, 2.0, [False, True, False]
     for name, logarithm in (("softmax", False), ("log_softmax", True)):
         yield from ((name, nd, 1), (name, nd.half(), -1, torch.float32), ("softmax_forward", last, 1, logarithm))
         yield "softmax_backward", nd, torch.rand(nd.shape), 2, logarithm

@@ -53,7 +53,11 @@ def test_what_does_not_lie_in_blocks_takes_the_other_kernel(launched):
         "a row that does not begin at 16 bytes": (torch.randn(32, 49).bfloat16()[:, 1:], w.t()),
         "rows of an odd length": (torch.randn(32, 25).bfloat16(), torch.randn(25, 24).bfloat16()),
         "a result with rows of an odd length": (x, torch.randn(48, 25).bfloat16()),
-        "a batch": (x[None].repeat(2, 1, 1), w.t()[None].repeat(2, 1, 1)),
+        "matrices that do not begin at 16 bytes": (
+            torch.randn(2, 32 * 48 + 4).bfloat16()[:, 4:].view(2, 32, 48),
+            w.t()[None].repeat(2, 1, 1),
+        ),
+        "one matrix and a batch of those": (x, torch.randn(2, 48 * 24 + 4).bfloat16()[:, :-4].view(2, 48, 24)),
         "rows that are one row": (x[:1].expand(32, 48), w.t()),
         "too few rows": (x[:8], w.t()),
     }
@@ -64,6 +68,38 @@ def test_what_does_not_lie_in_blocks_takes_the_other_kernel(launched):
     matmul(x, w.t())
     matmul(x.t().contiguous().t(), w.t().contiguous())
     assert launched == {"product_kernel": len(cases), KERNEL: 2}
+
+
+# Batches of matrices that are equally far apart, or the same one.
+BATCHES = {
+    "matrices": ((3, 32, 48), (3, 48, 24)),
+    "two dimensions": ((2, 3, 40, 48), (2, 3, 48, 24)),
+    "one left matrix": ((40, 48), (3, 48, 24)),
+    "one right matrix for each of a dimension": ((2, 3, 40, 48), (3, 48, 24)),
+    "each the same along another dimension": ((2, 1, 40, 48), (1, 3, 48, 24)),
+    "three dimensions": ((2, 2, 3, 16, 16), (2, 2, 3, 16, 16)),
+}
+
+
+@pytest.mark.parametrize("lies", ["rows", "columns", "heads"])
+@pytest.mark.parametrize("name", BATCHES)
+def test_a_batch_goes_through_blocks_too(launched, name, lies):
+    """Matrices stored by rows or by columns, or rows of several matrices in turn, as heads lie; and their gradients."""
+    a, b = (torch.randn(size).bfloat16() for size in BATCHES[name])
+    if lies == "columns":
+        a, b = (t.mT.contiguous().mT for t in (a, b))
+    if lies == "heads":
+        a, b = (t.transpose(-2, -3).contiguous().transpose(-2, -3) if t.dim() > 2 else t for t in (a, b))
+    a, b = a.requires_grad_(), b.requires_grad_()
+    found = matmul(a, b)
+    assert launched == {KERNEL: 1}
+    wide = [t.detach().double().requires_grad_() for t in (a, b)]
+    expected = torch.matmul(*wide)
+    torch.testing.assert_close(found.double(), expected, rtol=2**-7, atol=1e-3)
+    g = torch.randn(expected.shape).bfloat16()
+    pairs = zip(torch.autograd.grad(found, (a, b), g), torch.autograd.grad(expected, wide, g.double()), strict=True)
+    for mine, theirs in pairs:
+        torch.testing.assert_close(mine.double(), theirs, rtol=2**-7, atol=1e-2)
 
 
 def test_float32_is_tf32_where_torch_s_flags_ask_for_it_and_nowhere_else(launched, monkeypatch):
@@ -96,5 +132,6 @@ def test_tiles_are_the_largest_that_leave_no_multiprocessor_without_one(monkeypa
     monkeypatch.setattr(tensor_cores, "multiprocessors", lambda device: 132)
     sizes = {n: tensor_cores.tile_sizes(n, n, n, torch.bfloat16, False, None)[:3] for n in (256, 2048, 8192)}
     assert sizes == {256: (64, 64, 64), 2048: (128, 128, 64), 8192: (128, 256, 64)}
+    assert tensor_cores.tile_sizes(256, 256, 256, torch.bfloat16, False, None, 66)[:3] == (128, 256, 64)
     assert tensor_cores.tile_sizes(8192, 8192, 512, torch.bfloat16, True, None)[:3] == (128, 128, 64)
     assert tensor_cores.tile_sizes(8192, 8192, 512, torch.float32, False, None)[:3] == (128, 128, 32)

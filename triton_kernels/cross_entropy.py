@@ -55,8 +55,11 @@ def row_scale(g_ptr, divisor_ptr, number, rows, like, EACH: tl.constexpr, MEAN: 
 def cross_entropy_kernel(
     x_ptr, target_ptr, weight_ptr, weight_sum_ptr, g_ptr, divisor_ptr, loss_ptr, dx_ptr,
     rows, classes, inner, x_outer, ignore_index, kept: tl.float64, spread: tl.float64, on_target: tl.float64,
-    SMOOTHED: tl.constexpr, EACH: tl.constexpr, MEAN: tl.constexpr, SHAPE: tl.constexpr,
+    SMOOTHED: tl.constexpr, EACH: tl.constexpr, MEAN: tl.constexpr, IN_ADVANCE: tl.constexpr, SHAPE: tl.constexpr,
 ):  # fmt: skip
+    if IN_ADVANCE:  # dx holds the gradient for a g of 1
+        if r.is_one(g_ptr):
+            return
     number = r.own_rows(SHAPE)
     row = (number < rows, classes, inner)
     target, counts, readable = load_targets(target_ptr, number, rows, classes, ignore_index)
@@ -131,8 +134,11 @@ def loss_term(given, column):
 def cross_entropy_of_probabilities_kernel(
     x_ptr, t_ptr, weight_ptr, g_ptr, loss_ptr, dx_ptr, dt_ptr,
     rows, classes, inner, x_outer, kept: tl.float64, spread: tl.float64,
-    SMOOTHED: tl.constexpr, EACH: tl.constexpr, MEAN: tl.constexpr, SHAPE: tl.constexpr,
+    SMOOTHED: tl.constexpr, EACH: tl.constexpr, MEAN: tl.constexpr, IN_ADVANCE: tl.constexpr, SHAPE: tl.constexpr,
 ):  # fmt: skip
+    if IN_ADVANCE:  # dx holds the gradient for a g of 1
+        if r.is_one(g_ptr):
+            return
     number = r.own_rows(SHAPE)
     row = (number < rows, classes, inner)
     zero = r.zeros(x_ptr, SHAPE)
@@ -167,14 +173,15 @@ def cross_entropy_of_probabilities_kernel(
 # ---- launchers ------------------------------------------------------------------------------------------------------
 
 
-def evaluate(o, reduction, ignore_index, eps, g, losses, dx, dt, divisor):
-    """Write what is not None of the rows' losses and the gradients."""
+def evaluate(o, reduction, ignore_index, eps, g, losses, dx, dt, divisor, in_advance=False):
+    """Write what is not None of the rows' losses and the gradients; ``in_advance``, unless g is 1."""
     shape, programs, num_warps = r.row_shape(o.rows, o.classes, o.inner)
     smoothed = eps > 0
     spread = eps / o.classes if smoothed else 0.0
     sizes = o.rows, o.classes, o.inner, o.x_outer
     constants = {
-        "SMOOTHED": smoothed, "EACH": reduction == 0, "MEAN": reduction == 1, "SHAPE": shape, "num_warps": num_warps
+        "SMOOTHED": smoothed, "EACH": reduction == 0, "MEAN": reduction == 1, "IN_ADVANCE": in_advance,
+        "SHAPE": shape, "num_warps": num_warps,
     }  # fmt: skip
     kept = 1.0 - eps if smoothed else 1.0
     if o.of_probabilities:
@@ -204,3 +211,15 @@ def cross_entropy_backward(grad, input, target, weight, reduction, ignore_index,
         evaluate(o, reduction, ignore_index, label_smoothing, grad.contiguous(), None, dx, in_rows, divisor)
     dt = in_rows if in_rows is None or not o.classes_last else in_rows.movedim(-1, 1)
     return dx, dt
+
+
+def cross_entropy_backward_into(grad, dinput, input, target, weight, reduction, ignore_index, label_smoothing):
+    """Over what cross_entropy_forward left in dinput."""
+    o = class_operands("cross_entropy_backward", input, target, weight, ignore_index)
+    in_order = dinput.movedim(1, -1) if o.classes_last else dinput
+    if not in_order.is_contiguous():  # the saved input came back with other strides
+        options = reduction, ignore_index, label_smoothing, (True, False)
+        dinput.copy_(cross_entropy_backward(grad, input, target, weight, *options)[0])
+        return
+    divisor = o.divisor(reduction, ignore_index)
+    evaluate(o, reduction, ignore_index, label_smoothing, grad, None, dinput, None, divisor, in_advance=True)

@@ -76,9 +76,15 @@ def inside_unit_interval(x):
 @kernel
 def elementwise_loss_kernel(
     x_ptr, y_ptr, w_ptr, p_ptr, g_ptr, divisor_ptr, value_ptr, dx_ptr, dy_ptr, count,
-    LOSS: tl.constexpr, EACH: tl.constexpr, MEAN: tl.constexpr, SHAPE: tl.constexpr,
+    LOSS: tl.constexpr, EACH: tl.constexpr, MEAN: tl.constexpr, IN_ADVANCE: tl.constexpr, SHAPE: tl.constexpr,
 ):  # fmt: skip
-    """The values of EACH element, or their sums segment by segment; the gradients for the gradient g, None: 1."""
+    """The values of EACH element, or their sums segment by segment; the gradients for the gradient g, None: 1.
+
+    IN_ADVANCE: dx and dy hold those for 1.
+    """
+    if IN_ADVANCE:
+        if r.is_one(g_ptr):
+            return
     segment = r.own_rows(SHAPE)
     column = r.columns_of(0, SHAPE)
     i = segment * r.SUM_SEGMENT + column
@@ -128,8 +134,11 @@ def check_probabilities(input, target):
             raise RuntimeError(f"binary_cross_entropy: expected {name} between 0 and 1, got {got:g}")
 
 
-def evaluate(input, target, weight, pos_weight, loss, reduction, mask, grad, wants_value):
-    """(value, dinput, dtarget), None where not wanted; reduction 0, 1, 2 is none, mean, sum."""
+def evaluate(input, target, weight, pos_weight, loss, reduction, mask, grad, wants_value, into=None):
+    """(value, dinput, dtarget), None where not wanted; reduction 0, 1, 2 is none, mean, sum.
+
+    ``into``: dinput and dtarget for a ``grad`` of 1, to be written over where it is another number.
+    """
     sizes = torch.broadcast_shapes(input.shape, target.shape)
     each, mean = reduction == 0, reduction == 1
     x, y, w, p = (spread(t, sizes) for t in (input, target, weight, pos_weight))
@@ -144,11 +153,11 @@ def evaluate(input, target, weight, pos_weight, loss, reduction, mask, grad, wan
         mean and loss == "mse_loss" and weight is not None
     ):  # as stock has it: the others divide by the number of elements
         divisor = sum_rows(weight.reshape(1, -1), r.computed_in(x.dtype))
-    dx, dy = (x.new_empty(sizes) if wanted else None for wanted in mask)
+    dx, dy = into or (x.new_empty(sizes) if wanted else None for wanted in mask)
     g = None if grad is None else grad.contiguous()
     launch(
         elementwise_loss_kernel, (programs,), x, y, w, p, g, divisor, values, dx, dy, count,
-        LOSS=loss, EACH=each, MEAN=mean, SHAPE=shape, num_warps=8,
+        LOSS=loss, EACH=each, MEAN=mean, IN_ADVANCE=into is not None, SHAPE=shape, num_warps=8,
     )  # fmt: skip
     if wants_value and not each:
         by = None if not mean else count if divisor is None else divisor
@@ -166,3 +175,9 @@ def elementwise_loss_forward(input, target, weight, pos_weight, loss, reduction,
 
 def elementwise_loss_backward(grad, input, target, weight, pos_weight, loss, reduction, mask):
     return evaluate(input, target, weight, pos_weight, loss, reduction, mask, grad, False)[1:]
+
+
+def elementwise_loss_backward_into(grad, dinput, dtarget, input, target, weight, pos_weight, loss, reduction):
+    """Over what elementwise_loss_forward left in dinput and dtarget, one of which may be None."""
+    mask, into = (False, False), (dinput, dtarget)
+    evaluate(input, target, weight, pos_weight, loss, reduction, mask, grad, False, into)

@@ -5,6 +5,8 @@ launched but through :func:`launch`, so that no launch can forget an option the 
 """
 
 import contextlib
+import ctypes
+import os
 
 import torch
 import triton
@@ -73,6 +75,25 @@ def capability(device):
 
 def multiprocessors(device):
     return 4 if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
+
+
+DRIVER = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
+
+
+def capture_number(device):
+    """Which CUDA graph records the current stream of a device, as the driver counts them from 1; 0 where none does."""
+    if device.type != "cuda":
+        return 0
+    with torch.cuda.device(device):
+        if not torch.cuda.is_current_stream_capturing():
+            return 0
+        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+    status, number = ctypes.c_int(), ctypes.c_uint64()
+    of_stream = ctypes.CDLL(DRIVER).cuStreamGetCaptureInfo_v2
+    error = of_stream(stream, ctypes.byref(status), ctypes.byref(number), None, None, None)
+    if error:
+        raise RuntimeError(f"capture_number: expected the number of a capture, got the driver's error {error}")
+    return number.value + 1
 
 
 def reaches(device):

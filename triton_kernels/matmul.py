@@ -2,7 +2,7 @@
 
 import torch
 
-from .product import product
+from .product import as_batches, product
 from .reduce import sum_to_size
 
 
@@ -26,8 +26,7 @@ def product_of(A, B):
     rows, sizes = A.shape[-2], (*batch, A.shape[-2], B.shape[-1])
     if B.dim() == 2:  # one B for the whole batch: one product of all rows of A
         return product(A.reshape(1, batch.numel() * rows, A.shape[-1]), B[None])[0].view(sizes)
-    flat = (t.expand(*batch, *t.shape[-2:]).reshape(batch.numel(), *t.shape[-2:]) for t in (A, B))
-    return product(*flat)[0].view(sizes)
+    return product(as_batches(A, batch), as_batches(B, batch))[0].view(sizes)
 
 
 def matmul_forward(input, other):

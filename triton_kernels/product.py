@@ -5,41 +5,62 @@ import triton.language as tl
 
 from . import numerics as n
 from .activation import value
-from .launch import INTERPRETED, blocks, kernel, launch, power_of_two
+from .launch import INTERPRETED, blocks, device_function, kernel, launch, power_of_two
 from .tensor_cores import takes, tensor_core_product
 from .tiles import GROUP, dot, tile_of
 
 CHUNK = n.PRODUCT_CHUNK.value
 
 
-# Sums over K in chunks of 256: an ascending chain from +0 in each, the chunks added left to right. Beyond K stand +0 in
-# A and -0 in B: their product -0 changes no number. Then the bias, then the activation.
-@kernel
-def product_kernel(
-    a_ptr, b_ptr, c_ptr, bias_ptr, z_ptr, M, N, K,
-    a_batch, a_row, a_column, b_batch, b_row, b_column,
-    KIND: tl.constexpr, BIAS: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
-    CHUNK: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+@device_function
+def product_tile(
+    a_ptr, b_ptr, row, column, M, N, K, a_row, a_column, b_row, b_column,
+    PRECISION: tl.constexpr, CHUNK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    factor=None,
 ):  # fmt: skip
-    batch, first_row, first_column = tile_of(tl.program_id(0), M, N, GROUP, BLOCK_M, BLOCK_N)
-    row, column, k = first_row + tl.arange(0, BLOCK_M), first_column + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
-    a_ptr += batch * a_batch + row[:, None] * a_row
-    b_ptr += batch * b_batch + column[None, :] * b_column
+    """A B of these rows and columns, the rows of A times a `factor` if there is one.
+
+    Sums over K in chunks of 256: an ascending chain from +0 in each, the chunks added left to right. Beyond K stand +0
+    in A and -0 in B: their product -0 changes no number.
+    """
+    a_ptr += row[:, None] * a_row
+    b_ptr += column[None, :] * b_column
+    k = tl.arange(0, BLOCK_K)
     accumulator = tl.float64 if a_ptr.dtype.element_ty == tl.float64 else tl.float32
-    in_rows, in_columns = (row < M)[:, None], (column < N)[None, :]
     total = tl.full((BLOCK_M, BLOCK_N), 0.0, accumulator)
     for begin in range(0, K, CHUNK):
         chunk = tl.full((BLOCK_M, BLOCK_N), 0.0, accumulator)
         for at in range(begin, min(begin + CHUNK, K), BLOCK_K):
             i = (at + k).to(tl.int64)
-            a = tl.load(a_ptr + i[None, :] * a_column, mask=in_rows & (i < K)[None, :], other=0.0)
-            b = tl.load(b_ptr + i[:, None] * b_row, mask=(i < K)[:, None] & in_columns, other=-0.0)
+            a = tl.load(a_ptr + i[None, :] * a_column, mask=(row < M)[:, None] & (i < K)[None, :], other=0.0)
+            if factor is not None:
+                a = a * factor
+            b = tl.load(b_ptr + i[:, None] * b_row, mask=(i < K)[:, None] & (column < N)[None, :], other=-0.0)
             chunk = dot(a, b, chunk, PRECISION)
         total = tl.where(begin == 0, chunk, total + chunk)
+    return total
+
+
+# A batch of `inner` matrices, and such batches `outer` apart. Then the bias, then the activation.
+@kernel
+def product_kernel(
+    a_ptr, b_ptr, c_ptr, bias_ptr, z_ptr, M, N, K, inner,
+    a_outer, a_inner, a_row, a_column, b_outer, b_inner, b_row, b_column,
+    KIND: tl.constexpr, BIAS: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
+    CHUNK: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    batch, first_row, first_column = tile_of(tl.program_id(0), M, N, GROUP, BLOCK_M, BLOCK_N)
+    row, column = first_row + tl.arange(0, BLOCK_M), first_column + tl.arange(0, BLOCK_N)
+    a_ptr += batch // inner * a_outer + batch % inner * a_inner
+    b_ptr += batch // inner * b_outer + batch % inner * b_inner
+    strides = a_row, a_column, b_row, b_column
+    total = product_tile(
+        a_ptr, b_ptr, row, column, M, N, K, *strides, PRECISION, CHUNK, BLOCK_M, BLOCK_N, BLOCK_K
+    )  # fmt: skip
     if BIAS:
         total += n.widen(tl.load(bias_ptr + column, mask=column < N))[None, :]
     place = (batch * M + row[:, None]) * N + column[None, :]
-    inside = in_rows & in_columns
+    inside = (row < M)[:, None] & (column < N)[None, :]
     if SAVE:
         tl.store(z_ptr + place, n.narrow(total, z_ptr.dtype.element_ty), mask=inside)
     tl.store(c_ptr + place, n.narrow(value(total, KIND), c_ptr.dtype.element_ty), mask=inside)
@@ -61,22 +82,36 @@ def precision_of(t):
     return "tf32" if asked else "ieee"
 
 
-def product(A, B, bias=None, kind="none", save=False):
-    """(C, z), z = A B + bias, C = f(z): z only if it is to be saved. A (batch, M, K), B (batch, K, N), any strides."""
-    (batch, M, K), N = A.shape, B.shape[2]
-    C = A.new_empty((batch, M, N))
-    z = torch.empty_like(C) if save else None
-    precision = precision_of(A)
-    if takes(A, B, precision):
-        tensor_core_product(A[0], B[0], C[0], z if z is None else z[0], bias, kind, precision)
-        return C, z
-    *sizes, num_warps, num_stages = tile_sizes(M, N, K, A.dtype)
-    names = ("BLOCK_M", "BLOCK_N", "BLOCK_K")
+def as_batches(t, batch):
+    """(..., rows, columns) broadcast to this batch, whose dimensions become two; a view where it has no more."""
+    t = t.expand(*batch, *t.shape[-2:])
+    return t.reshape(batch[:-1].numel(), *(batch[-1:] or (1,)), *t.shape[-2:])
+
+
+def tiling(batch, M, N, K, t):
+    """(the grid, the constants) of a kernel of products of `batch` matrices like t."""
+    *sizes, num_warps, num_stages = tile_sizes(M, N, K, t.dtype)
+    constants = dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), sizes, strict=True), PRECISION=precision_of(t), CHUNK=CHUNK)
     grid = (batch * blocks(M, sizes[0]) * blocks(N, sizes[1]),)
-    constants = dict(zip(names, sizes, strict=True), KIND=kind, BIAS=bias is not None, SAVE=save, PRECISION=precision)
-    pointers = A, B, C, C if bias is None else bias.contiguous(), z if save else C
+    return grid, {**constants, "GROUP": GROUP, "num_warps": num_warps, "num_stages": num_stages}
+
+
+def product(A, B, bias=None, kind="none", save=False):
+    """(C, z), z = A B + bias, C = f(z): z only if it is to be saved. A (..., M, K), B (..., K, N), any strides; the
+    batch has one dimension or two."""
+    (M, K), N = A.shape[-2:], B.shape[-1]
+    C = A.new_empty((*A.shape[:-1], N))
+    z = torch.empty_like(C) if save else None
+    a, b = (t if t.dim() == 4 else t[None] for t in (A, B))
+    batch, precision = a.shape[:2], precision_of(A)
+    if takes(a, b, precision):
+        c, of_z = (None if t is None else t.view(*batch, M, N) for t in (C, z))
+        tensor_core_product(a, b, c, of_z, bias, kind, precision)
+        return C, z
+    grid, constants = tiling(batch.numel(), M, N, K, A)
+    pointers = a, b, C, C if bias is None else bias.contiguous(), z if save else C
     launch(
-        *(product_kernel, grid, *pointers, M, N, K, *A.stride(), *B.stride()),
-        **{**constants, "CHUNK": CHUNK, "GROUP": GROUP, "num_warps": num_warps, "num_stages": num_stages},
+        *(product_kernel, grid, *pointers, M, N, K, batch[1], *a.stride(), *b.stride()),
+        **{**constants, "KIND": kind, "BIAS": bias is not None, "SAVE": save},
     )
     return C, z

@@ -218,14 +218,19 @@ def exponential(given, column):
 
 
 @device_function
-def exponentials(x, row, zero, SHAPE: tl.constexpr):
-    """(m, s): the largest element of each row, and the sum of the exponentials of x - m. x is read twice."""
+def exponentials(x, row, zero, SHAPE: tl.constexpr, HIDES: tl.constexpr = False):
+    """(m, s): the largest element of each row, and the sum of the exponentials of x - m. x is read twice.
+
+    HIDES: a row of -inf alone has m = +0, and with it the sum +0, which no other row has.
+    """
     exists, columns, inner = row
     m = largest(x, row, zero, SHAPE)
+    if HIDES:
+        m = tl.where(m == -n.INFINITY, 0.0, m)
     return m, sum_rows(exponential, (x, m, row), columns, zero, SHAPE)
 
 
-# ---- means -----------------------------------------------------------------------------------------------------------
+# ---- losses ----------------------------------------------------------------------------------------------------------
 
 
 @device_function
@@ -235,6 +240,12 @@ def over_divisor(x, divisor_ptr, count):
         return n.div(x, tl.full(x.shape, count, x.dtype))
     else:
         return n.div(x, tl.load(divisor_ptr))
+
+
+@device_function
+def is_one(g_ptr):
+    """Whether a loss's gradient is exactly 1."""
+    return n.widen(tl.load(g_ptr)) == 1.0
 
 
 def computed_in(dtype):

@@ -9,18 +9,23 @@ from .launch import device_function, kernel, launch
 
 
 @kernel(do_not_specialize_on_alignment=["columns"])  # a thread for each lane: no wider loads
-def softmax_forward_kernel(x_ptr, y_ptr, rows, columns, inner, x_outer, LOGARITHM: tl.constexpr, SHAPE: tl.constexpr):
-    """y = e / (sum of e) with e = exp(x - max), or (x - max) - log(sum of e)."""
+def softmax_forward_kernel(
+    x_ptr, y_ptr, rows, columns, inner, x_outer,
+    LOGARITHM: tl.constexpr, HIDES: tl.constexpr, SHAPE: tl.constexpr,
+):  # fmt: skip
+    """y = e / (sum of e) with e = exp(x - max), or (x - max) - log(sum of e). HIDES: 0 in rows of -inf alone."""
     number = r.own_rows(SHAPE)
     row = (number < rows, columns, inner)
     x = x_ptr + number // inner * x_outer + number % inner
     y = y_ptr + r.row_start(number, columns, inner)
-    m, total = r.exponentials(x, row, r.zeros(x_ptr, SHAPE), SHAPE)
+    m, total = r.exponentials(x, row, r.zeros(x_ptr, SHAPE), SHAPE, HIDES)
     scale = n.log(total) if LOGARITHM else n.div(1.0, total)
     for step in range(r.steps_of(columns, SHAPE)):
         column = r.columns_of(step, SHAPE)
         shifted = r.elements(x, column, row, -n.INFINITY) - m
         value = shifted - scale if LOGARITHM else n.exp_nonpositive(shifted) * scale
+        if HIDES:
+            value = tl.where(total == 0.0, 0.0, value)
         r.put(y, value, column, row)
 
 
@@ -63,6 +68,18 @@ def row_sizes(t, dim):
     return outer, sizes[dim], inner
 
 
+def launch_forward(x, y, rows, columns, inner, x_outer, logarithm=False, hides=False):
+    shape, programs, num_warps = r.row_shape(rows, columns, inner)
+    constants = {"LOGARITHM": logarithm, "HIDES": hides, "SHAPE": shape, "num_warps": num_warps}
+    launch(softmax_forward_kernel, (programs,), x, y, rows, columns, inner, x_outer, **constants)
+
+
+def launch_backward(g, y, dx, rows, columns, inner, logarithm=False):
+    shape, programs, num_warps = r.row_shape(rows, columns, inner)
+    constants = {"LOGARITHM": logarithm, "SHAPE": shape, "num_warps": num_warps}
+    launch(softmax_backward_kernel, (programs,), g, y, dx, rows, columns, inner, **constants)
+
+
 def softmax_forward(input, dim, logarithm):
     outer, columns, inner = row_sizes(input, dim)
     y = torch.empty(input.shape, dtype=input.dtype, device=input.device)
@@ -71,21 +88,30 @@ def softmax_forward(input, dim, logarithm):
     # Rows may lie apart, as those of a slice do.
     as_it_is = input.dim() == 2 and inner == 1 and outer == input.shape[0] and input.stride(1) == 1
     x, x_outer = (input, input.stride(0)) if as_it_is else (input.contiguous(), columns * inner)
-    shape, programs, num_warps = r.row_shape(outer * inner, columns, inner)
-    sizes = outer * inner, columns, inner, x_outer
-    launch(softmax_forward_kernel, (programs,), x, y, *sizes, LOGARITHM=logarithm, SHAPE=shape, num_warps=num_warps)
+    launch_forward(x, y, outer * inner, columns, inner, x_outer, logarithm)
     return y
 
 
 def softmax_backward(grad, output, dim, logarithm):
     outer, columns, inner = row_sizes(output, dim)
     dx = torch.empty(output.shape, dtype=output.dtype, device=output.device)
-    if not dx.numel():
-        return dx
-    g, y = grad.contiguous(), output.contiguous()
-    shape, programs, num_warps = r.row_shape(outer * inner, columns, inner)
-    sizes = outer * inner, columns, inner
-    launch(
-        softmax_backward_kernel, (programs,), g, y, dx, *sizes, LOGARITHM=logarithm, SHAPE=shape, num_warps=num_warps
-    )
+    if dx.numel():
+        launch_backward(grad.contiguous(), output.contiguous(), dx, outer * inner, columns, inner, logarithm)
     return dx
+
+
+# A program reads all of a row before it writes, and nobody else reads it, so that scores may become their weights.
+
+
+def scores_to_weights(scores, hides):
+    """softmax over the last dimension, in place."""
+    columns = scores.shape[-1]
+    launch_forward(scores, scores, scores.numel() // columns, columns, 1, columns, hides=hides)
+    return scores
+
+
+def weights_to_scores(grad, weights):
+    """The scores' gradient from the weights', in place of it."""
+    columns = weights.shape[-1]
+    launch_backward(grad, weights, grad, weights.numel() // columns, columns, 1)
+    return grad

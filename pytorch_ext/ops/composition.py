@@ -9,6 +9,12 @@ import torch
 NARROW = (torch.bfloat16, torch.float16)
 
 
+def to_save(factor, needed):
+    """What a product's backward pass asks of a factor: its sizes alone, in one stored element, where the other factor
+    has no gradient."""
+    return factor if needed else factor.new_empty(()).expand(factor.shape)
+
+
 def with_composed_derivative(kernel, compose, *tensors, widen=True):
     """kernel(*tensors), a tensor or a tuple, differentiated as compose(*tensors); a tensor may be None in either.
 

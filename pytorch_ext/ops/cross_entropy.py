@@ -5,11 +5,12 @@ import functools
 import torch
 import torch.nn.functional as F
 
-from ..triton_path import launchers
+from ..triton_path import kernels, launchers
 from .checks import expect
 from .composition import with_composed_derivative
-from .losses import REDUCTIONS, computes_in_advance, is_one, reduction_code, reduction_name, traceable_loss
+from .losses import REDUCTIONS, reduction_code, reduction_name, traceable_loss
 from .nll_loss import check_class_indices, check_tensors, class_distribution, laid_out_as
+from .one_pass import InAdvance, gradients_of, holds_numbers
 from .paths import choice, is_dynamo_compiling, is_traced, overridden, register_fake
 
 
@@ -73,23 +74,24 @@ class CrossEntropyFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, input, target, weight, *options):
-        in_advance = options[0] != REDUCTIONS["none"] and ctx.needs_input_grad[0] and computes_in_advance(input)
-        loss, ctx.dinput = launchers.cross_entropy_forward(input, target, weight, *options, in_advance)
+        in_advance = options[0] != REDUCTIONS["none"] and ctx.needs_input_grad[0] and holds_numbers(input)
+        loss, dinput = launchers.cross_entropy_forward(input, target, weight, *options, in_advance)
+        ctx.in_advance = InAdvance([dinput, None])
         ctx.save_for_backward(input, target, weight)
         ctx.options = options  # reduction, ignore_index, label_smoothing
         return loss
 
     @staticmethod
     def backward(ctx, grad):
-        mask, tensors = ctx.needs_input_grad[:2], ctx.saved_tensors
-        dinput, dtarget = None, None
-        if mask[0] and ctx.dinput is not None and not torch.is_grad_enabled() and is_one(grad):
-            dinput, ctx.dinput = ctx.dinput, None  # once: who receives it owns it
-            mask = (dinput is None, mask[1])
-        if any(mask):
-            computed, dtarget = cross_entropy_backward(grad, *tensors, *ctx.options, mask)
-            dinput = computed if mask[0] else dinput
-        return dinput, dtarget, None, None, None, None
+        arguments = *ctx.saved_tensors, *ctx.options
+        gradients = gradients_of(
+            ctx.in_advance,
+            grad,
+            ctx.needs_input_grad[:2],
+            lambda grad, dinput, _: kernels.cross_entropy.cross_entropy_backward_into(grad, dinput, *arguments),
+            lambda mask: cross_entropy_backward(grad, *arguments, mask),
+        )
+        return *gradients, None, None, None, None
 
 
 def cross_entropy_backward(grad, input, target, weight, reduction, ignore_index, label_smoothing, mask):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from ..triton_path import launchers
 from .activation import ACTIVATIONS, composed_activation_gradient, stock_activation
 from .checks import expect, expect_alike, expect_tensors, into
-from .composition import with_composed_derivative
+from .composition import to_save, with_composed_derivative
 from .paths import choice, is_dynamo_compiling, overridden, products_are_ieee, register_fake, traceable
 
 
@@ -50,23 +50,32 @@ def check(input, weight, bias, activation):
 
 
 class LinearFunction(torch.autograd.Function):
-    """linear on the Triton path; the activation's output or input is saved."""
+    """linear on the Triton path: (y, z), where the gradient is taken at z = x W^T + b; at y, and z is None, elsewhere.
+
+    A gradient of z comes from second derivatives only.
+    """
 
     @staticmethod
     def forward(ctx, input, weight, bias, activation):
         output, preactivation = launchers.linear_forward(input, weight, bias, activation)
-        ctx.activation, ctx.saves_input = activation, preactivation is not None
-        saved = preactivation if ctx.saves_input else None if activation == "none" else output
-        # The bias is needed only to form z again, differentiably, for a second derivative.
-        ctx.save_for_backward(input, weight, saved, bias if ctx.saves_input else None)
-        return output
+        of_input, of_weight = ctx.needs_input_grad[:2]
+        saved = output if preactivation is None and activation != "none" else preactivation
+        ctx.save_for_backward(to_save(input, of_weight), to_save(weight, of_input), saved)
+        ctx.activation = activation
+        ctx.set_materialize_grads(False)
+        return output, preactivation
 
     @staticmethod
-    def backward(ctx, grad):
-        input, weight, saved, bias = ctx.saved_tensors
-        if ctx.saves_input and torch.is_grad_enabled():
-            saved = LinearFunction.apply(input, weight, bias, "none")
-        return *linear_backward(grad, input, weight, saved, ctx.activation, ctx.needs_input_grad[:3]), None
+    def backward(ctx, grad, grad_of_preactivation):
+        input, weight, saved = ctx.saved_tensors
+        mask, gradients = ctx.needs_input_grad[:3], (None, None, None)
+        if grad is not None:
+            gradients = linear_backward(grad, input, weight, saved, ctx.activation, mask)
+        if grad_of_preactivation is not None:
+            further = linear_backward(grad_of_preactivation, input, weight, None, "none", mask)
+            pairs = zip(gradients, further, strict=True)
+            gradients = [b if a is None else a + b for a, b in pairs]
+        return *gradients, None
 
 
 def linear_backward(grad, input, weight, saved, activation, mask):

@@ -6,9 +6,10 @@ import warnings
 import torch
 from torch.nn import _reduction
 
-from ..triton_path import PLAIN, launchers
+from ..triton_path import kernels, launchers
 from .checks import expands, expect
 from .composition import with_composed_derivative
+from .one_pass import InAdvance, gradients_of, holds_numbers
 from .paths import register_fake, traceable
 
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # at::Reduction's numbers
@@ -96,40 +97,28 @@ def traceable_loss(input, target, *weights):
 # ---- on the Triton path ---------------------------------------------------------------------------------------------
 
 
-def computes_in_advance(input):
-    """Whether a forward pass may compute gradients for a gradient of 1: nobody could look whether it is on a device,
-    or while a compiler traces."""
-    return input.device.type == "cpu" and type(input) in PLAIN
-
-
-def is_one(grad):
-    """Whether a loss's gradient is exactly 1, known without waiting for a device."""
-    return grad.device.type == "cpu" and grad.numel() == 1 and grad.item() == 1
-
-
 class ElementwiseLossFunction(torch.autograd.Function):
     """The element-wise loss of that name."""
 
     @staticmethod
     def forward(ctx, input, target, weight, pos_weight, loss, reduction):
-        in_advance = reduction != REDUCTIONS["none"] and input.shape == target.shape and computes_in_advance(input)
+        in_advance = reduction != REDUCTIONS["none"] and input.shape == target.shape and holds_numbers(input)
         mask = [in_advance and needed for needed in ctx.needs_input_grad[:2]]
-        value, *ctx.gradients = launchers.elementwise_loss_forward(
-            input, target, weight, pos_weight, loss, reduction, mask
-        )
+        value, *gradients = launchers.elementwise_loss_forward(input, target, weight, pos_weight, loss, reduction, mask)
+        ctx.in_advance, ctx.options = InAdvance(gradients), (loss, reduction)
         ctx.save_for_backward(input, target, weight, pos_weight)
-        ctx.options = loss, reduction
         return value
 
     @staticmethod
     def backward(ctx, grad):
-        mask, tensors, gradients = ctx.needs_input_grad[:2], ctx.saved_tensors, [None, None]
-        if any(g is not None for g in ctx.gradients) and not torch.is_grad_enabled() and is_one(grad):
-            gradients, ctx.gradients = ctx.gradients, [None, None]  # once: who receives them owns them
-        missing = [wanted and found is None for wanted, found in zip(mask, gradients, strict=True)]
-        if any(missing):
-            computed = elementwise_loss_backward(grad, *tensors, *ctx.options, missing)
-            gradients = [new if found is None else found for new, found in zip(computed, gradients, strict=True)]
+        arguments = *ctx.saved_tensors, *ctx.options
+        gradients = gradients_of(
+            ctx.in_advance,
+            grad,
+            ctx.needs_input_grad[:2],
+            lambda *into: kernels.elementwise_loss.elementwise_loss_backward_into(*into, *arguments),
+            lambda mask: elementwise_loss_backward(grad, *arguments, mask),
+        )
         return *gradients, None, None, None, None
 
 

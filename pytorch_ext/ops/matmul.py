@@ -6,7 +6,7 @@ import torch
 
 from ..triton_path import launchers
 from .checks import broadcast, expect, expect_alike, expect_tensors, into
-from .composition import with_composed_derivative
+from .composition import to_save, with_composed_derivative
 from .paths import choice, is_dynamo_compiling, overridden, products_are_ieee, register_fake, traceable
 
 
@@ -54,7 +54,8 @@ class MatmulFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, input, other):
-        ctx.save_for_backward(input, other)
+        of_input, of_other = ctx.needs_input_grad
+        ctx.save_for_backward(to_save(input, of_other), to_save(other, of_input))
         return launchers.matmul_forward(input, other)
 
     @staticmethod

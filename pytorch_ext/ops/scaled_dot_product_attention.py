@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from ..triton_coverage import in_transform, is_ordinary
+from ..triton_path import launchers
 from .checks import broadcast, expands, expect, expect_alike, expect_tensors
-from .composition import with_composed_derivative
+from .composition import to_save, with_composed_derivative
 from .dropout import dropout
 from .matmul import matmul
 from .paths import (
@@ -149,16 +150,17 @@ def composed(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_g
 
 
 def in_one_kernel(query, key, value, attn_mask, dropout_p, is_causal, scale):
-    """The same bits from the kernel that keeps no scores, or None where there is none: on the CPU, no dropout."""
+    """The same bits from the kernels that keep no scores, or None where there are none: in CUDA C++, for dropout."""
     if dropout_p > 0:
         return None
     if not is_traced(query, key, value):
         return choice.kernels.scaled_dot_product_attention(query, key, value, attn_mask, is_causal, scale)
     constant = attn_mask is None or not attn_mask.requires_grad
     alike = query.dim() == key.dim() == value.dim()
-    if not constant or not alike or query.device.type != "cpu" or not all(n > 0 for n in sizes(query, key, value)):
-        return None
     operators = traceable(query, key, value)
+    has_kernels = operators is not None and (query.device.type == "cpu" or operators is torch.ops.pytorch_ext_triton)
+    if not constant or not alike or not has_kernels or not all(n > 0 for n in sizes(query, key, value)):
+        return None
     fused = getattr(operators, OP, None)
     return fused and fused(query, key, value, attn_mask, is_causal, scale)
 
@@ -167,7 +169,7 @@ def sizes(*tensors):
     return [n for t in tensors for n in t.shape]
 
 
-def attention_weights(scores, attn_mask, is_causal):
+def attention_weights(scores, attn_mask, is_causal, softmax=softmax):
     """softmax of the scores that a mask leaves; 0 where it leaves none."""
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
@@ -206,6 +208,43 @@ class MaskFunction(torch.autograd.Function):
             lambda g: choice.kernels.sum_to_size(g, shape), lambda g: g.sum_to_size(shape), grad
         )
         return grad, summed
+
+
+# ---- on the Triton path ---------------------------------------------------------------------------------------------
+
+
+class AttentionFunction(torch.autograd.Function):
+    """The function where no score is kept, of a constant mask."""
+
+    @staticmethod
+    def forward(ctx, query, key, value, attn_mask, *options):
+        of_query, of_key, _ = ctx.needs_input_grad[:3]
+        ctx.save_for_backward(query, key, to_save(value, of_query or of_key), attn_mask)
+        ctx.options = options  # is_causal, scale
+        return launchers.scaled_dot_product_attention_forward(query, key, value, attn_mask, *options)
+
+    @staticmethod
+    def backward(ctx, grad):
+        *tensors, attn_mask = ctx.saved_tensors
+        return *attention_backward(grad, *tensors, attn_mask, *ctx.options, ctx.needs_input_grad[:3]), None, None, None
+
+
+def attention_backward(grad, query, key, value, attn_mask, is_causal, scale, mask):
+    """The three gradients that the mask chooses, differentiable."""
+
+    def kernel(*tensors):
+        return launchers.scaled_dot_product_attention_backward(*tensors, attn_mask, is_causal, scale, mask)
+
+    def compose(grad, query, key, value):
+        factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+        scaled = query * factor
+        weights = attention_weights(scaled @ key.mT, attn_mask, is_causal, torch.softmax)
+        dweights = grad @ value.mT
+        dscores = weights * (dweights - (weights * dweights).sum(-1, keepdim=True))
+        dquery, dkey, dvalue = dscores @ key * factor, dscores.mT @ scaled, weights.mT @ grad
+        return dquery.sum_to_size(query.shape), dkey.sum_to_size(key.shape), dvalue.sum_to_size(value.shape)
+
+    return with_composed_derivative(kernel, compose, grad, query, key, value)
 
 
 @register_fake(f"{OP}_forward")

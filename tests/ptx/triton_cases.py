@@ -18,7 +18,7 @@ from .triton_usage import machine_for
 SPECIAL = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e-40, -1e-42, -0.0, 0.0, 3e38, -3e38])
 FORWARD = {"relu": "y", "sigmoid": "y", "tanh": "y", "gelu": "z", "gelu_tanh": "z", "silu": "z"}
 MODULES = ("activation", "cross_entropy", "dropout", "elementwise_loss", "linear", "matmul", "nll_loss", "optimizers")
-MODULES += ("product", "reduce", "softmax", "tensor_cores")
+MODULES += ("product", "reduce", "scaled_dot_product_attention", "softmax", "tensor_cores")
 
 
 def random(*shape, special=False):
@@ -26,6 +26,19 @@ def random(*shape, special=False):
     if special:
         x.view(-1)[::17] = SPECIAL.repeat(x.numel())[: x.view(-1)[::17].numel()]
     return x
+
+
+def check_into(name, gradients, *arguments):
+    """<op>_backward_into leaves the gradients that it finds for a 1, and else writes those of the backward pass."""
+    module = importlib.import_module(f"pytorch_ext.triton_kernels.{name.removesuffix('_backward_into')}")
+    for number in (1.0, 0.7):
+        found, one = [g.clone() for g in gradients], torch.tensor(number)
+        getattr(module, name)(one, *found, *arguments)
+        backward = getattr(torch.ops.pytorch_ext, name.removesuffix("_into"))
+        mask = ([True] * 2)[: len(found)] + [False] * (2 - len(found))
+        expected = gradients if number == 1 else backward(one, *arguments, mask)
+        for i, (a, b) in enumerate(zip(found, expected, strict=False)):
+            assert_same_bits(a, b, f"gradient {i} of {name} for {number}")
 
 
 def compare(name, *arguments):
@@ -83,6 +96,23 @@ def softmax():
         compare("softmax_backward", random(*shape), y, 1, logarithm)
 
 
+def attention():
+    """Heads that lie apart, in one launch whose programs have more than one block, and a few scores at a time."""
+    module = importlib.import_module("pytorch_ext.triton_kernels.scaled_dot_product_attention")
+    whole, name, module.multiprocessors = module.SCORES, "scaled_dot_product_attention", lambda device: 1
+    for shape, mask, is_causal, module.SCORES in [
+        ((2, 2, 40, 20, 70), None, False, whole),
+        ((1, 2, 33, 6, 10), torch.arange(33 * 10).view(33, 10) % 3 > 0, False, whole),
+        ((1, 2, 6, 6, 10), random(6, 10).masked_fill(torch.arange(6)[:, None] == 2, -float("inf")), False, 10),
+        ((1, 1, 300, 5, 290), None, True, whole),
+    ]:
+        outer, inner, queries, width, keys = shape
+        q, k, v = (random(outer, n, inner, w).transpose(1, 2) for n, w in ((queries, width), (keys, width), (keys, 9)))
+        output = compare(f"{name}_forward", q, k, v, mask, is_causal, 0.3)
+        compare(f"{name}_backward", random(*output.shape), q, k, v, mask, is_causal, 0.3, [True] * 3)
+    module.SCORES = whole
+
+
 def cross_entropy():
     for shape, reduction, weighted, smoothing in [
         ((4, 10), 1, False, 0.0),
@@ -97,6 +127,9 @@ def cross_entropy():
         distribution = random(*shape).abs()
         loss, _ = compare("cross_entropy_forward", x, distribution, *options, True)
         compare("cross_entropy_backward", random(*loss.shape), x, distribution, *options, [True, True])
+        if reduction:
+            for given in (target, distribution):
+                check_into("cross_entropy_backward_into", [random(*shape)], x, given, *options)
 
 
 def nll_loss():
@@ -116,6 +149,9 @@ def elementwise_losses():
             options = (weight, pos_weight, loss, reduction, [True, True])
             value, *_ = compare("elementwise_loss_forward", x, target, *options)
             compare("elementwise_loss_backward", random(*value.shape), x, target, *options)
+            if reduction:
+                into = [random(*shape), random(*shape)]
+                check_into("elementwise_loss_backward_into", into, x, target, *options[:-1])
 
 
 def updates():
@@ -164,6 +200,10 @@ def tensor_cores(machine):
         linear.linear_forward(torch.ones(256, 256), torch.ones(256, 256), None, "none")
         products = [compiled.asm["ptx"] for name, compiled in machine.compiled if "product" in name]
         assert len(products) == 7
+        machine.compiled.clear()
+        heads = torch.ones(2, 256, 3, 256, dtype=torch.float16).transpose(1, 2)
+        importlib.import_module("pytorch_ext.triton_kernels.matmul").matmul_forward(heads, heads.mT)
+        products.append(machine.compiled[0][1].asm["ptx"].replace(".4d.", ".2d."))
         for text in products:
             for instruction in EXPECTED[machine.target.arch]:
                 assert instruction in text, instruction
@@ -176,7 +216,7 @@ BULK = "cp.async.bulk.tensor.2d.shared::", "cp.async.bulk.tensor.2d.global.share
 EXPECTED = {80: ("mma.sync", "cp.async.c", "st.global"), 90: ("wgmma.mma_async", *BULK), 100: ("tcgen05.mma", *BULK)}
 
 
-CASES = {f.__name__: f for f in (activations, products, sums, dropout, softmax, cross_entropy, nll_loss)}
+CASES = {f.__name__: f for f in (activations, products, sums, dropout, softmax, attention, cross_entropy, nll_loss)}
 CASES |= {f.__name__: f for f in (elementwise_losses, updates, tensor_cores)}
 WARPS = {"activations": (None, 1, 8), "sums": (None, 1, 8), "softmax": (None, 2), "updates": (None, 2)}
 SMALL = (5, 7, 40), (17, 30, 260)  # products whose tiles are small enough to compile for any number of warps

@@ -26,7 +26,8 @@ def machine_for(architecture):
     kernels.launch.run, kernels.launch.can_run_on = machine.run, lambda device: True
     tensor_cores = kernels.tensor_cores
     tensor_cores.capability = lambda device: divmod(architecture, 10)
-    tensor_cores.multiprocessors = lambda device: MULTIPROCESSORS
+    for module in (tensor_cores, kernels.scaled_dot_product_attention):
+        module.multiprocessors = lambda device: MULTIPROCESSORS
     return machine, kernels
 
 
@@ -44,6 +45,8 @@ def launches(kernels):
         yield f"{name}, gelu", lambda x=x: linear.linear_forward(x, x, x[0], "gelu")
         yield f"{name}, gradients", lambda x=x: linear.linear_backward(x, x, x, None, "none", [True, True, False])
     kernels.product.precision_of = precision_of
+    batch = torch.empty(16, 4096, 8, 128, dtype=torch.bfloat16).transpose(1, 2)
+    yield "products of a batch, bfloat16", lambda: kernels.matmul.matmul_forward(batch, batch.mT)
     for columns in (1024, 4096, 32768):
         x, target = torch.empty(8, columns), torch.zeros(8, dtype=torch.int64)
         yield f"softmax, {columns} columns", lambda x=x: kernels.softmax.softmax_forward(x, 1, False)
@@ -51,6 +54,13 @@ def launches(kernels):
         options = None, 1, -100, 0.0, True
         entropy = kernels.cross_entropy.cross_entropy_forward
         yield f"cross entropy, {columns} classes", lambda x=x, t=target, e=entropy, o=options: e(x, t, *o)
+    attention, heads = kernels.scaled_dot_product_attention, torch.empty(4, 16, 1024, 64)
+    options = None, True, None
+    yield "attention", lambda: attention.scaled_dot_product_attention_forward(heads, heads, heads, *options)
+    yield (
+        "attention, gradients",
+        lambda: attention.scaled_dot_product_attention_backward(*[heads] * 4, *options, [True] * 3),
+    )
     x = torch.empty(2**20)
     yield "gelu", lambda: kernels.activation.activation_forward(x, "gelu")
     loss = x, x, None, None, "mse_loss", 1, [True, True]

@@ -1,0 +1,85 @@
+"""What the Triton path keeps for the backward pass, and the derivatives that come out of that."""
+
+import itertools
+
+import pytest
+import torch
+from accuracy import assert_same_bits
+from conftest import needs_interpreter
+
+import pytorch_ext
+import pytorch_ext.functional as F
+from pytorch_ext.ops.activation import ACTIVATIONS
+
+pytestmark = needs_interpreter
+
+X, W, B = (6, 8), (5, 8), (5,)
+SAVED = {"none": 0, "sigmoid": 30, "gelu": 30, "silu": 30}  # elements of y or z that are saved
+SUBSETS = [wanted for wanted in itertools.product((True, False), repeat=3) if any(wanted)]
+
+
+@pytest.fixture(autouse=True)
+def triton():
+    with pytorch_ext.backend("triton"):
+        yield
+
+
+def kept(function):
+    """(the result, how many elements the tensors saved for its backward pass have in memory)"""
+    packed = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t) or t, lambda t: t):
+        result = function()
+    return result, sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() // 4 for t in packed}.values())
+
+
+def arguments(wanted, dtype=torch.float32):
+    return [torch.randn(size, dtype=dtype).requires_grad_(g) for size, g in zip((X, W, B), wanted, strict=True)]
+
+
+def placeholders(*needed):
+    """Elements in memory of factors: all, or one in place of those that are not needed."""
+    return sum(size[0] * size[1] if wanted else 1 for size, wanted in zip((X, W), needed, strict=True))
+
+
+@pytest.mark.parametrize("wanted", SUBSETS, ids=str)
+@pytest.mark.parametrize("kind", SAVED)
+def test_linear_keeps_what_the_wanted_gradients_need(kind, wanted):
+    x, w, b = arguments(wanted)
+    _, elements = kept(lambda: F.linear(x, w, b, activation=kind))
+    assert elements == placeholders(wanted[1], wanted[0]) + SAVED[kind]
+
+
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)], ids=str)
+def test_matmul_keeps_what_the_wanted_gradients_need(wanted):
+    x, w, _ = arguments((*wanted, False))
+    for A, B in ((x, w.t()), (x[None], w.t()), (x, w.t()[None].expand(3, -1, -1))):
+        _, elements = kept(lambda A=A, B=B: F.matmul(A, B))
+        assert elements == placeholders(wanted[1], wanted[0])
+
+
+@pytest.mark.parametrize("kind", SAVED)
+def test_a_frozen_weight_s_input_may_be_changed_in_place_whatever_the_activation(kind):
+    x, w, b = arguments((True, False, False))
+    changed = x * 1
+    y = F.linear(changed, w, b, activation=kind)
+    changed.mul_(3)
+    (found,) = torch.autograd.grad(y.sum(), x)
+    assert_same_bits(found, torch.autograd.grad(F.linear(x, w, b, activation=kind).sum(), x)[0])
+
+
+@pytest.mark.parametrize("wanted", SUBSETS, ids=str)
+@pytest.mark.parametrize("kind", SAVED)
+def test_second_derivatives_of_any_arguments_are_torch_s(kind, wanted):
+    tensors = arguments(wanted, torch.float64)
+    leaves = [t for t in tensors if t.requires_grad]
+    activation = ACTIVATIONS[kind]
+
+    def penalty(y):
+        """The loss and its gradient's norm in one sum, so that both come back through one node."""
+        gradients = torch.autograd.grad(y.pow(3).sum(), leaves, create_graph=True)
+        return y.sum() + sum(g.pow(2).sum() for g in gradients)
+
+    found = torch.autograd.grad(penalty(F.linear(*tensors, activation=kind)), leaves)
+    expected = torch.autograd.grad(penalty(activation(torch.nn.functional.linear(*tensors))), leaves)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
