@@ -1,7 +1,5 @@
 #include "losses.h"
 
-#include <ATen/ops/from_blob.h>
-
 #include "../launch/class_targets.h"
 #include "../launch/covers.h"
 #include "../launch/elementwise_loss.h"
@@ -23,26 +21,22 @@ class ClassificationLossOfChain final : public Loss {
     TORCH_CHECK(covered, "TrainStep: expected a target that the loss's kernels take for an output ", prediction.sizes(),
                 ", got ", target.sizes(), " of ", target.scalar_type());
   }
-  void run(void* value, void* gradient) override {
+  void run(void* value, const Tensor& gradient) override {
     const Tensor& prediction = operands_.input;
     WITH_STORAGE_TYPE("TrainStep", prediction.scalar_type(), [&] {
       ClassificationLoss<S> p =
           label_smoothing_ ? cross_entropy_arguments<S>(operands_, reduction_, ignore_index_, *label_smoothing_)
                            : operands_.loss<S>(reduction_, ignore_index_);
       p.loss = static_cast<S*>(value);
-      p.dinput = static_cast<S*>(gradient);
+      p.dinput = mutable_data<S>(gradient);
       if (label_smoothing_) return RUN_KERNEL(prediction, cross_entropy<S>)(p);
-      gradient_of_classes(prediction, gradient).zero_();
+      gradient.zero_();  // the kernel writes the elements of the targets alone
       RUN_KERNEL(prediction, nll_loss<S>)(p);
     });
   }
   void release() override { operands_.target = Tensor(); }
 
  private:
-  // nll_loss writes the elements of the targets alone.
-  static Tensor gradient_of_classes(const Tensor& prediction, void* gradient) {
-    return at::from_blob(gradient, prediction.sizes(), prediction.options());
-  }
   OptionalTensor weight_;
   int64_t reduction_, ignore_index_;
   std::optional<double> label_smoothing_;  // none: of log-probabilities
@@ -61,12 +55,12 @@ class ElementwiseLossOfChain final : public Loss {
                 " as the model's output, got ", target.sizes());
     operands_ = elementwise_operands(prediction, target, weight_, pos_weight_, kind_, reduction_);
   }
-  void run(void* value, void* gradient) override {
+  void run(void* value, const Tensor& gradient) override {
     bool valid = true;
     WITH_STORAGE_TYPE("TrainStep", operands_.input.scalar_type(), [&] {
       auto p = operands_.arrays<S>(kind_, reduction_);
       p.value = static_cast<S*>(value);
-      p.dinput = static_cast<S*>(gradient);
+      p.dinput = mutable_data<S>(gradient);
       valid = RUN_KERNEL(operands_.input, elementwise_loss<S>)(p);
     });
     if (!valid) check_probabilities(operands_.input, operands_.target);

@@ -14,7 +14,7 @@ class Loss {
   // Raises where the target does not fit the prediction; afterwards run() cannot fail for its shape or its dtype.
   virtual void read(const Tensor& prediction, const Tensor& target) = 0;
   // The loss into `value`, one element, and its derivative by the prediction, contiguous, into `gradient`.
-  virtual void run(void* value, void* gradient) = 0;
+  virtual void run(void* value, const Tensor& gradient) = 0;
   // Lets go of what read() was given.
   virtual void release() = 0;
 };

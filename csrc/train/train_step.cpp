@@ -67,9 +67,10 @@ class TrainStep {
   Tensor run(const Tensor& inputs, const Tensor& targets, const Tensor& rows, const std::vector<int64_t>& lengths) {
     Turn turn(*this);
     Tensor losses = at::empty({static_cast<int64_t>(lengths.size())}, chain_.like().options());
+    const Tensor all = rows.to(inputs.device());
     int64_t begin = 0, batch = 0;
     for (int64_t length : lengths) {
-      const Tensor chosen = rows.narrow(0, begin, length).to(inputs.device());
+      const Tensor chosen = all.narrow(0, begin, length);
       const Tensor loss = compute(at::index_select(inputs, 0, chosen), at::index_select(targets, 0, chosen));
       apply();
       losses[batch++].copy_(loss);
@@ -114,7 +115,7 @@ class TrainStep {
   std::vector<const void*> inputs_;
   Tensor prediction_;
   Buffer prediction_gradient_;
-  void* gradient_ = nullptr;
+  Tensor gradient_;  // of the prediction
   size_t first_trained_ = 0;
 
   Update update_;
@@ -168,7 +169,8 @@ void TrainStep::plan(at::IntArrayRef sizes) {
     if (chain_.layers()[i]->has_gradients()) first_trained_ = std::min(first_trained_, i);
   }
   prediction_ = out.view(shape);
-  gradient_ = prediction_gradient_.get(prediction_.numel(), chain_.like());
+  prediction_gradient_.get(prediction_.numel(), chain_.like());
+  gradient_ = prediction_gradient_.view(shape);
   inputs_.resize(chain_.layers().size());
   planned_ = sizes;
   int64_t elements = prediction_.numel();
@@ -204,7 +206,7 @@ void TrainStep::forward_and_backward(const Tensor& input, const Tensor& target, 
   for (size_t i = 0; i < chain_.layers().size(); i++) inputs_[i] = std::exchange(x, chain_.layers()[i]->forward(x));
   loss_->run(loss.mutable_data_ptr(), gradient_);
   loss_->release();
-  void* gradient = gradient_;
+  void* gradient = gradient_.mutable_data_ptr();
   for (size_t i = chain_.layers().size(); i-- > first_trained_;)
     gradient = chain_.layers()[i]->backward(inputs_[i], gradient, i > first_trained_);
   if (accumulate_ > 1) accumulate();
