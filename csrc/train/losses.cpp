@@ -7,6 +7,15 @@
 namespace pytorch_ext::train {
 namespace {
 
+bool same_memory(const Tensor& a, const Tensor& b) { return a.const_data_ptr() == b.const_data_ptr(); }
+
+// Whether the kernels read the weight that was given, whose address is added.
+bool append_weight(const OptionalTensor& given, const OptionalTensor& read, std::vector<int64_t>& to) {
+  if (!given) return true;
+  to.push_back(reinterpret_cast<int64_t>(given->const_data_ptr()));
+  return same_memory(*given, *read);
+}
+
 class ClassificationLossOfChain final : public Loss {
  public:
   ClassificationLossOfChain(const OptionalTensor& weight, int64_t reduction, int64_t ignore_index,
@@ -34,6 +43,8 @@ class ClassificationLossOfChain final : public Loss {
       RUN_KERNEL(prediction, nll_loss<S>)(p);
     });
   }
+  bool append_weights(std::vector<int64_t>& to) const override { return append_weight(weight_, operands_.weight, to); }
+  bool reads(const Tensor& target) const override { return same_memory(operands_.target, target); }
   void release() override { operands_.target = Tensor(); }
 
  private:
@@ -65,6 +76,11 @@ class ElementwiseLossOfChain final : public Loss {
     });
     if (!valid) check_probabilities(operands_.input, operands_.target);
   }
+  bool append_weights(std::vector<int64_t>& to) const override {
+    return append_weight(weight_, operands_.weight, to) && append_weight(pos_weight_, operands_.pos_weight, to) &&
+           (!operands_.mean_weight || append_weight(weight_, operands_.mean_weight, to));
+  }
+  bool reads(const Tensor& target) const override { return same_memory(operands_.target, target); }
   void release() override { operands_.target = Tensor(); }
 
  private:

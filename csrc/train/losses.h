@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "../launch/kernel.h"
 
@@ -15,6 +16,10 @@ class Loss {
   virtual void read(const Tensor& prediction, const Tensor& target) = 0;
   // The loss into `value`, one element, and its derivative by the prediction, contiguous, into `gradient`.
   virtual void run(void* value, const Tensor& gradient) = 0;
+  // Adds the addresses of its weights; false where the kernels read copies of them that read() has made.
+  virtual bool append_weights(std::vector<int64_t>& to) const = 0;
+  // Whether the kernels read the memory of this target itself, which read() was given.
+  virtual bool reads(const Tensor& target) const = 0;
   // Lets go of what read() was given.
   virtual void release() = 0;
 };

@@ -232,6 +232,7 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("_reshape_alias", TORCH_FN(at::native::_reshape_alias));
   m.impl("copy_", &copy);
   m.impl("_local_scalar_dense", &item);
+  m.impl("record_stream", [](Tensor&, c10::Stream) {});
 }
 TORCH_LIBRARY_IMPL(_, CUDA, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&as_on_cpu>()); }
 
