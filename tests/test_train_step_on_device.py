@@ -232,6 +232,9 @@ def test_what_changes_between_steps_is_no_part_of_a_graph(sizes):
             change_everything(i, model, loss, optimizer)
             x, y = torch.randn(n, 12, generator=generator), torch.randint(4, (n,), generator=generator)
             found[f"loss {i}"] = step(put(x), put(y))
+            if i == 9:  # memory grows, and nothing runs
+                with pytest.raises(RuntimeError, match="TrainStep: expected"):
+                    step(put(torch.rand(99, 12)), put(torch.zeros(99, 3, dtype=torch.int64)))
         return on_cpu(found | tensors_of(model, optimizer))
 
     before = emulator.graph_launches() if IS_EMULATED else 0

@@ -43,7 +43,6 @@ class Memory final : public c10::Allocator {
     }
     TORCH_CHECK(begin + size <= MOST, "emulator: out of memory");
     blocks_[begin] = size;
-    touched_ = std::max(touched_, begin + size);
     fill(begin, size);
     return {base_ + begin, base_ + begin, &free, DEVICE};
   }
@@ -64,9 +63,17 @@ class Memory final : public c10::Allocator {
   }
   static void free(void* context);
 
-  char* base_ = static_cast<char*>(mmap(nullptr, MOST, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  // Whole huge pages: protection changes at every launch, page by page.
+  static char* reserve() {
+    constexpr size_t PAGE = size_t(2) << 20;
+    void* mapped = mmap(nullptr, MOST + PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    char* base = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(mapped) + PAGE - 1) / PAGE * PAGE);
+    madvise(base, MOST, MADV_HUGEPAGE);
+    return base;
+  }
+
+  char* base_ = reserve();
   std::map<size_t, size_t> blocks_;
-  size_t touched_ = 0;
   int opened_ = 0;
 };
 
