@@ -94,12 +94,14 @@ class TrainStep:
             bar = tqdm(disable=not progress, desc=f"epoch {epoch + 1}/{epochs}", unit=" batches", total=length(loader))
             with bar:
                 for losses in self._losses(loader):
-                    total += losses.double().sum().item()
+                    if progress and count:  # of the batches before, so that a device goes on meanwhile
+                        bar.set_postfix_str(f"loss {float(total) / count:.4f}", refresh=False)
+                    total = total + losses.double().sum()
                     count += len(losses)
                     bar.update(len(losses))
-                    bar.set_postfix_str(f"loss {total / count:.4f}", refresh=False)
-            expect(count, "TrainStep", "a loader with batches", "none", ValueError)
-            means.append(total / count)
+                expect(count, "TrainStep", "a loader with batches", "none", ValueError)
+                means.append(float(total) / count)
+                bar.set_postfix_str(f"loss {means[-1]:.4f}")
         return means
 
     def _losses(self, loader):
@@ -113,6 +115,8 @@ class TrainStep:
         indices = iter(loader)._sampler_iter  # made as a loop over the loader would make it: with the same draws
         while some := list(itertools.islice(indices, BATCHES_PER_CALL)):
             rows = torch.tensor(list(itertools.chain.from_iterable(some)))
+            if inputs.is_cuda:
+                rows = rows.pin_memory().to(inputs.device, non_blocking=True)
             yield self._native.run(inputs, targets, rows, [len(batch) for batch in some])
 
 

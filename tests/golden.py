@@ -11,7 +11,7 @@ import torch
 
 import pytorch_ext.functional as F
 import pytorch_ext.nn as nn
-from pytorch_ext import optim
+from pytorch_ext import TrainStep, optim
 
 
 def integers(count, salt):
@@ -94,8 +94,11 @@ def binary():
     return model, data, 300, nn.BCEWithLogitsLoss(), optimizer
 
 
+MAX_NORM = 0.05
+
+
 def clip(model):
-    optim.clip_grad_norm_(model.parameters(), 0.05)
+    optim.clip_grad_norm_(model.parameters(), MAX_NORM)
 
 
 TRAININGS = {f.__name__: f for f in (classifier, wide_classifier, regression, binary)}
@@ -125,4 +128,18 @@ def train(name, steps, device="cpu"):
         optimizer.step()
         if step in steps:
             found[step] = weight_hash(model)
+    return found
+
+
+def train_by_step(name, steps, place=lambda t: t):
+    """The same by TrainStep; place(tensor) is the tensor on the device."""
+    model, data, size, loss_function, optimizer = TRAININGS[name]()
+    clips = bool(optimizer._optimizer_step_pre_hooks)
+    optimizer._optimizer_step_pre_hooks.clear()  # the clipping, which reads .grad
+    step = TrainStep(model._apply(place), loss_function, optimizer, max_norm=MAX_NORM if clips else None)
+    found = {}
+    for n, (x, y) in enumerate(batches(*data, size, max(steps)), start=1):
+        step(place(x), place(y))
+        if n in steps:
+            found[n] = weight_hash(model)
     return found

@@ -72,11 +72,12 @@ template <class S>
 void dropout(const Dropout<S>& p) {
   using T = compute_t<S>;
   constexpr int64_t BLOCK = 4096, BLOCKS_PER_TASK = 4;
+  const uint64_t key = p.current_key();
   cpu::parallel_for((p.n + BLOCK - 1) / BLOCK, BLOCKS_PER_TASK, [&](int64_t begin, int64_t end) {
     const int64_t last = end * BLOCK < p.n ? end * BLOCK : p.n;
     for (int64_t i = begin * BLOCK; i < last; i += WORDS) {
       uint32_t words[WORDS];
-      random_words(static_cast<uint64_t>(i) / 4, p.key, words);
+      random_words(static_cast<uint64_t>(i) / 4, key, words);
       for (int l = 0; l < WORDS; l += Vector<T>::size) {
         const int64_t left = last - i - l;
         store(p.y + i + l, mul(load(p.x + i + l, left, T(0)), mask_of<T>(words + l, p.threshold, p.scale)), left);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../numerics/kinds.h"
+#include "../numerics/platform.h"
 #include "capability.h"
 
 namespace pytorch_ext {
@@ -16,6 +17,9 @@ struct Dropout {
   uint64_t key;
   uint32_t threshold;
   compute_t<S> scale;
+  const uint64_t* key_at = nullptr;  // where the key is read when the kernel runs; null: it is `key`
+
+  INLINE_HD uint64_t current_key() const { return key_at ? *key_at : key; }
 };
 
 #define PYTORCH_EXT_DECLARE(isa)     \

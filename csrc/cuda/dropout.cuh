@@ -10,9 +10,7 @@ namespace pytorch_ext::PYTORCH_EXT_ISA {
 template <class S>
 struct DropoutMask {
   using T = compute_t<S>;
-  uint64_t key;
-  uint32_t threshold;
-  T scale;
+  Dropout<S> p;
 
   struct Group {
     uint32_t words[ElementGroup<S>::size];
@@ -21,7 +19,8 @@ struct DropoutMask {
     __device__ __forceinline__ T operator()(int j, T x) const { return mul(x, words[j] >= threshold ? scale : T(0)); }
   };
   __device__ __forceinline__ Group group(int64_t first) const {
-    Group g{{}, threshold, scale};
+    Group g{{}, p.threshold, p.scale};
+    const uint64_t key = p.current_key();
 #pragma unroll
     for (int j = 0; j < ElementGroup<S>::size; j += 4) {
       const uint64_t counter = static_cast<uint64_t>(first + j) / 4;
@@ -36,7 +35,7 @@ struct DropoutMask {
 
 template <class S>
 cudaError_t dropout(const Dropout<S>& p, Device device) {
-  return map(DropoutMask<S>{p.key, p.threshold, p.scale}, p.n, p.y, device, p.x);
+  return map(DropoutMask<S>{p}, p.n, p.y, device, p.x);
 }
 
 }  // namespace pytorch_ext::PYTORCH_EXT_ISA

@@ -1,9 +1,33 @@
 // torch's stream, memory and errors for the launchers of csrc/cuda.
 #include "kernel.h"
 
+#include <ATen/ops/empty.h>
+
+#include <utility>
+
+namespace pytorch_ext {
+namespace {
+
+thread_local KeptWorkspaces* workspaces_in_use = nullptr;
+
+Tensor bytes_on(c10::Device device, int64_t count) { return at::empty({count}, at::device(device).dtype(at::kByte)); }
+
+}  // namespace
+
+void* KeptWorkspaces::get(size_t index, int64_t bytes, c10::Device device) {
+  if (bytes == 0) return nullptr;
+  if (kept_.size() <= index) kept_.resize(index + 1);
+  if (!kept_[index].defined() || kept_[index].numel() < bytes) kept_[index] = bytes_on(device, bytes);
+  return kept_[index].mutable_data_ptr();
+}
+
+UseWorkspaces::UseWorkspaces(KeptWorkspaces& from) : before_(std::exchange(workspaces_in_use, &from)) {}
+UseWorkspaces::~UseWorkspaces() { workspaces_in_use = before_; }
+
+}  // namespace pytorch_ext
+
 #if defined(PYTORCH_EXT_CUDA)
 
-#include <ATen/ops/empty.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 namespace pytorch_ext {
@@ -14,8 +38,9 @@ CurrentQueue::CurrentQueue(const Tensor& on) : guard_(on.device()) {
 }
 
 void* CurrentQueue::workspace(int64_t bytes) {
+  if (workspaces_in_use) return workspaces_in_use->get(kept_++, bytes, guard_.current_device());
   if (bytes == 0) return nullptr;
-  workspaces_.push_back(at::empty({bytes}, at::device(guard_.current_device()).dtype(at::kByte)));
+  workspaces_.push_back(bytes_on(guard_.current_device(), bytes));
   return workspaces_.back().mutable_data_ptr();
 }
 

@@ -4,6 +4,8 @@
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
+#include <vector>
+
 #include "../cuda/launchers.h"
 #include "tensors.h"
 
@@ -17,6 +19,30 @@ bool is_capturing(const Tensor& t);
 
 // The number of that recording among all of the process; 0 where nothing is recorded.
 int64_t capture_number(const Tensor& t);
+
+// Memory for workspaces that stays where it is from launch to launch, so that a graph may hold its address. It is for
+// launches on one stream, which run one after the other.
+class KeptWorkspaces {
+ public:
+  // A launch's workspace number `index`; null for no bytes.
+  void* get(size_t index, int64_t bytes, c10::Device device);
+  const std::vector<Tensor>& all() const { return kept_; }
+
+ private:
+  std::vector<Tensor> kept_;
+};
+
+// As long as one lives, this thread's launches take their workspaces from there.
+class UseWorkspaces {
+ public:
+  explicit UseWorkspaces(KeptWorkspaces& from);
+  UseWorkspaces(const UseWorkspaces&) = delete;
+  UseWorkspaces& operator=(const UseWorkspaces&) = delete;
+  ~UseWorkspaces();
+
+ private:
+  KeptWorkspaces* before_;
+};
 
 #if defined(PYTORCH_EXT_CUDA)
 #define CUDA_KERNEL(...) (&::pytorch_ext::cuda::__VA_ARGS__)
@@ -34,6 +60,7 @@ class CurrentQueue final : public cuda::Queue {
   c10::DeviceGuard guard_;
   void* stream_;
   std::vector<Tensor> workspaces_;  // torch's allocator hands memory on in the order of the stream
+  size_t kept_ = 0;                 // how many were KeptWorkspaces'
 };
 #else
 #define CUDA_KERNEL(...) nullptr

@@ -47,6 +47,11 @@ bool Chain::refresh() {
   return !as_before;
 }
 
+void Chain::forget() {
+  layers_.clear();
+  for (auto& slot : slots_) slot->weight.gradient = Tensor();
+}
+
 void Chain::make_layers() {
   lookups_.forget();
   for (auto& slot : slots_) {

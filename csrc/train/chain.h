@@ -32,6 +32,9 @@ class Chain {
   // anew (true). Raises where a parameter is another object, or no longer what it was.
   bool refresh();
 
+  // Lets go of the layers' memory and of the gradients'; refresh() makes the layers anew.
+  void forget();
+
   const std::vector<std::unique_ptr<Slot>>& slots() const { return slots_; }
   const std::vector<std::unique_ptr<Layer>>& layers() const { return layers_; }
   // A tensor of the dtype and on the device of all.

@@ -13,8 +13,9 @@
 
 namespace pytorch_ext::train {
 
-void* Buffer::get(int64_t count, const Tensor& like) {
-  if (!storage_.defined() || storage_.numel() < count) storage_ = empty({count}, like);
+void* Buffer::get(int64_t count, const Tensor& like, std::optional<at::ScalarType> dtype) {
+  if (!storage_.defined() || storage_.numel() < count || storage_.scalar_type() != dtype.value_or(like.scalar_type()))
+    storage_ = empty({count}, like, dtype);
   return storage_.mutable_data_ptr();
 }
 
@@ -90,7 +91,7 @@ class Linear final : public Layer {
   Weight *weight_, *bias_;
   Activation kind_;
   int64_t rows_ = 0;
-  Buffer output_, preactivation_, input_gradient_;
+  Buffer &output_ = memory_[0], &preactivation_ = memory_[1], &input_gradient_ = memory_[2];
   void *y_ = nullptr, *z_ = nullptr, *dx_ = nullptr;
 };
 
@@ -109,7 +110,7 @@ class Elementwise : public Layer {
   void* y_ = nullptr;
 
  private:
-  Buffer output_;
+  Buffer& output_ = memory_[0];
 };
 
 class ActivationLayer final : public Elementwise {
@@ -139,8 +140,16 @@ class DropoutLayer final : public Elementwise {
  public:
   explicit DropoutLayer(double p) : p_(p) {}
 
-  const void* forward(const void* input) override {
+  at::DimVector plan(at::IntArrayRef sizes) override {
+    key_memory_.get(1, like_, at::kLong);
+    return Elementwise::plan(sizes);
+  }
+  void draw(bool recorded) override {
     key_ = new_dropout_key();
+    key_at_ = recorded ? reinterpret_cast<const uint64_t*>(key_memory_.address()) : nullptr;
+    if (recorded) key_memory_.view({}).fill_(static_cast<int64_t>(key_));
+  }
+  const void* forward(const void* input) override {
     run(input, y_);
     return y_;
   }
@@ -152,12 +161,15 @@ class DropoutLayer final : public Elementwise {
  private:
   void run(const void* x, void* y) {
     WITH_STORAGE_TYPE("TrainStep", like_.scalar_type(), [&] {
-      RUN_KERNEL(like_, dropout<S>)
-      (dropout_arguments<S>(count_, static_cast<const S*>(x), static_cast<S*>(y), p_, key_));
+      auto p = dropout_arguments<S>(count_, static_cast<const S*>(x), static_cast<S*>(y), p_, key_);
+      p.key_at = key_at_;
+      RUN_KERNEL(like_, dropout<S>)(p);
     });
   }
   double p_;
   uint64_t key_ = 0;
+  const uint64_t* key_at_ = nullptr;
+  Buffer& key_memory_ = memory_[1];
 };
 
 class SoftmaxLayer final : public Elementwise {
@@ -190,7 +202,7 @@ class SoftmaxLayer final : public Elementwise {
   int64_t dim_;
   bool logarithm_;
   RowShape shape_;
-  Buffer input_gradient_;
+  Buffer& input_gradient_ = memory_[1];
 };
 
 // Another shape of the same elements.

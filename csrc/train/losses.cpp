@@ -1,13 +1,20 @@
 #include "losses.h"
 
-#include <ATen/ops/from_blob.h>
-
 #include "../launch/class_targets.h"
 #include "../launch/covers.h"
 #include "../launch/elementwise_loss.h"
 
 namespace pytorch_ext::train {
 namespace {
+
+bool same_memory(const Tensor& a, const Tensor& b) { return a.const_data_ptr() == b.const_data_ptr(); }
+
+// Whether the kernels read the weight that was given, whose address is added.
+bool append_weight(const OptionalTensor& given, const OptionalTensor& read, std::vector<int64_t>& to) {
+  if (!given) return true;
+  to.push_back(reinterpret_cast<int64_t>(given->const_data_ptr()));
+  return same_memory(*given, *read);
+}
 
 class ClassificationLossOfChain final : public Loss {
  public:
@@ -23,26 +30,24 @@ class ClassificationLossOfChain final : public Loss {
     TORCH_CHECK(covered, "TrainStep: expected a target that the loss's kernels take for an output ", prediction.sizes(),
                 ", got ", target.sizes(), " of ", target.scalar_type());
   }
-  void run(void* value, void* gradient) override {
+  void run(void* value, const Tensor& gradient) override {
     const Tensor& prediction = operands_.input;
     WITH_STORAGE_TYPE("TrainStep", prediction.scalar_type(), [&] {
       ClassificationLoss<S> p =
           label_smoothing_ ? cross_entropy_arguments<S>(operands_, reduction_, ignore_index_, *label_smoothing_)
                            : operands_.loss<S>(reduction_, ignore_index_);
       p.loss = static_cast<S*>(value);
-      p.dinput = static_cast<S*>(gradient);
+      p.dinput = mutable_data<S>(gradient);
       if (label_smoothing_) return RUN_KERNEL(prediction, cross_entropy<S>)(p);
-      gradient_of_classes(prediction, gradient).zero_();
+      gradient.zero_();  // the kernel writes the elements of the targets alone
       RUN_KERNEL(prediction, nll_loss<S>)(p);
     });
   }
+  bool append_weights(std::vector<int64_t>& to) const override { return append_weight(weight_, operands_.weight, to); }
+  bool reads(const Tensor& target) const override { return same_memory(operands_.target, target); }
   void release() override { operands_.target = Tensor(); }
 
  private:
-  // nll_loss writes the elements of the targets alone.
-  static Tensor gradient_of_classes(const Tensor& prediction, void* gradient) {
-    return at::from_blob(gradient, prediction.sizes(), prediction.options());
-  }
   OptionalTensor weight_;
   int64_t reduction_, ignore_index_;
   std::optional<double> label_smoothing_;  // none: of log-probabilities
@@ -61,16 +66,21 @@ class ElementwiseLossOfChain final : public Loss {
                 " as the model's output, got ", target.sizes());
     operands_ = elementwise_operands(prediction, target, weight_, pos_weight_, kind_, reduction_);
   }
-  void run(void* value, void* gradient) override {
+  void run(void* value, const Tensor& gradient) override {
     bool valid = true;
     WITH_STORAGE_TYPE("TrainStep", operands_.input.scalar_type(), [&] {
       auto p = operands_.arrays<S>(kind_, reduction_);
       p.value = static_cast<S*>(value);
-      p.dinput = static_cast<S*>(gradient);
+      p.dinput = mutable_data<S>(gradient);
       valid = RUN_KERNEL(operands_.input, elementwise_loss<S>)(p);
     });
     if (!valid) check_probabilities(operands_.input, operands_.target);
   }
+  bool append_weights(std::vector<int64_t>& to) const override {
+    return append_weight(weight_, operands_.weight, to) && append_weight(pos_weight_, operands_.pos_weight, to) &&
+           (!operands_.mean_weight || append_weight(weight_, operands_.mean_weight, to));
+  }
+  bool reads(const Tensor& target) const override { return same_memory(operands_.target, target); }
   void release() override { operands_.target = Tensor(); }
 
  private:

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "../launch/kernel.h"
 
@@ -14,7 +15,11 @@ class Loss {
   // Raises where the target does not fit the prediction; afterwards run() cannot fail for its shape or its dtype.
   virtual void read(const Tensor& prediction, const Tensor& target) = 0;
   // The loss into `value`, one element, and its derivative by the prediction, contiguous, into `gradient`.
-  virtual void run(void* value, void* gradient) = 0;
+  virtual void run(void* value, const Tensor& gradient) = 0;
+  // Adds the addresses of its weights; false where the kernels read copies of them that read() has made.
+  virtual bool append_weights(std::vector<int64_t>& to) const = 0;
+  // Whether the kernels read the memory of this target itself, which read() was given.
+  virtual bool reads(const Tensor& target) const = 0;
   // Lets go of what read() was given.
   virtual void release() = 0;
 };

@@ -13,8 +13,7 @@
 
 #include "../eager.h"
 #include "../launch/covers.h"
-#include "chain.h"
-#include "losses.h"
+#include "pass.h"
 #include "update.h"
 
 namespace pytorch_ext::train {
@@ -36,14 +35,24 @@ OptionalTensor optional_tensor(const py::object& object) {
   return object.is_none() ? OptionalTensor() : OptionalTensor(THPVariable_Unpack(object.ptr()));
 }
 
+std::unique_ptr<Loss> loss_of(const py::tuple& d) {
+  const auto kind = d[0].cast<std::string>();
+  const auto reduction = d[1].cast<int64_t>();
+  const OptionalTensor weight = optional_tensor(d[2]);
+  if (kind == "cross_entropy") return new_cross_entropy(weight, reduction, d[3].cast<int64_t>(), d[4].cast<double>());
+  if (kind == "nll_loss") return new_nll_loss(weight, reduction, d[3].cast<int64_t>());
+  return new_elementwise_loss(kind, weight, optional_tensor(d[3]), reduction);
+}
+
 class TrainStep {
  public:
   // `layers` and `loss` as pytorch_ext/chain.py and train.py describe them.
   TrainStep(const py::list& layers, const py::tuple& loss, py::object optimizer, const std::string& rule,
             std::optional<double> max_norm, int64_t accumulate)
-      : chain_(layers), update_(std::move(optimizer), rule, max_norm), accumulate_(accumulate) {
-    make_loss(loss);
-  }
+      : chain_(layers),
+        pass_(chain_, loss_of(loss)),
+        update_(std::move(optimizer), rule, max_norm),
+        accumulate_(accumulate) {}
 
   // Loss and gradients of a batch, kept for update().
   py::object gradients(const py::handle& input, const py::handle& target) {
@@ -67,9 +76,10 @@ class TrainStep {
   Tensor run(const Tensor& inputs, const Tensor& targets, const Tensor& rows, const std::vector<int64_t>& lengths) {
     Turn turn(*this);
     Tensor losses = at::empty({static_cast<int64_t>(lengths.size())}, chain_.like().options());
+    const Tensor all = rows.to(inputs.device());
     int64_t begin = 0, batch = 0;
     for (int64_t length : lengths) {
-      const Tensor chosen = rows.narrow(0, begin, length).to(inputs.device());
+      const Tensor chosen = all.narrow(0, begin, length);
       const Tensor loss = compute(at::index_select(inputs, 0, chosen), at::index_select(targets, 0, chosen));
       apply();
       losses[batch++].copy_(loss);
@@ -95,58 +105,35 @@ class TrainStep {
     std::unique_lock<std::mutex> lock_;
   };
 
-  void make_loss(const py::tuple& description);
   bool trains_as_before() const;
   void find_trained();
-  void plan(at::IntArrayRef sizes);
   Tensor compute(const Tensor& input, const Tensor& target);
-  void forward_and_backward(const Tensor& input, const Tensor& target, const Tensor& loss);
   Tensor empty_number() const;
   void accumulate();
   void apply();
 
   std::mutex mutex_;
   Chain chain_;
-  std::unique_ptr<Loss> loss_;
-
-  at::DimVector planned_;
-  bool is_planned_ = false, is_long_ = true;
-  std::vector<const void*> inputs_;
-  Tensor prediction_;
-  Buffer prediction_gradient_;
-  void* gradient_ = nullptr;
-  size_t first_trained_ = 0;
-
+  Pass pass_;
   Update update_;
   int64_t accumulate_, batches_ = 0;
   std::vector<Tensor> sums_;  // of accumulated gradients, by slot
 };
-
-void TrainStep::make_loss(const py::tuple& d) {
-  const auto kind = d[0].cast<std::string>();
-  const auto reduction = d[1].cast<int64_t>();
-  const OptionalTensor weight = optional_tensor(d[2]);
-  if (kind == "cross_entropy")
-    loss_ = new_cross_entropy(weight, reduction, d[3].cast<int64_t>(), d[4].cast<double>());
-  else if (kind == "nll_loss")
-    loss_ = new_nll_loss(weight, reduction, d[3].cast<int64_t>());
-  else
-    loss_ = new_elementwise_loss(kind, weight, optional_tensor(d[3]), reduction);
-}
 
 // Which parameters get gradients.
 void TrainStep::find_trained() {
   std::vector<const Weight*> trained;
   for (auto& slot : chain_.slots()) {
     Weight& weight = slot->weight;
-    slot->trains = weight.value.requires_grad();
-    if (!slot->trains || !update_.wants(weight.value)) {
+    const bool trains = weight.value.requires_grad();
+    if (!trains || !update_.wants(weight.value)) {
       weight.gradient = Tensor();
-      continue;
+    } else {
+      if (!weight.gradient.defined())
+        weight.gradient = at::empty_like(weight.value.detach(), at::MemoryFormat::Contiguous);
+      trained.push_back(&weight);
     }
-    if (!weight.gradient.defined())
-      weight.gradient = at::empty_like(weight.value.detach(), at::MemoryFormat::Contiguous);
-    trained.push_back(&weight);
+    slot->trains = trains;
   }
   update_.take(std::move(trained));
 }
@@ -156,38 +143,24 @@ bool TrainStep::trains_as_before() const {
                      [](const auto& slot) { return slot->trains == slot->weight.value.requires_grad(); });
 }
 
-void TrainStep::plan(at::IntArrayRef sizes) {
-  is_planned_ = false;
-  find_trained();
-  at::DimVector shape(sizes);
-  Tensor out;
-  first_trained_ = chain_.layers().size();
-  for (size_t i = 0; i < chain_.layers().size(); i++) {
-    shape = chain_.layers()[i]->plan(shape);
-    if (chain_.layers()[i]->output.defined()) out = chain_.layers()[i]->output;
-    if (chain_.layers()[i]->has_gradients()) first_trained_ = std::min(first_trained_, i);
-  }
-  prediction_ = out.view(shape);
-  gradient_ = prediction_gradient_.get(prediction_.numel(), chain_.like());
-  inputs_.resize(chain_.layers().size());
-  planned_ = sizes;
-  int64_t elements = prediction_.numel();
-  for (const auto& slot : chain_.slots()) elements += slot->weight.value.numel() * (shape.empty() ? 1 : shape.front());
-  is_long_ = elements > 100000;
-  is_planned_ = true;
-}
-
 Tensor TrainStep::compute(const Tensor& input, const Tensor& target) {
-  if (chain_.refresh()) is_planned_ = false;
+  if (pass_.has_moved())
+    for (const Tensor& sum : sums_)
+      if (sum.defined()) sum.record_stream(*current_stream(sum));
+  if (chain_.refresh()) pass_.forget_plan();
   check_same("TrainStep", "input", input, chain_.like());
   TORCH_CHECK(!at::autocast::is_autocast_enabled(input.device().type()) && products_are_ieee(input),
               "TrainStep: expected float32 products of full precision, got autocast, TF32 or bfloat16 products");
-  if (!is_planned_ || at::IntArrayRef(planned_) != input.sizes() || !trains_as_before()) plan(input.sizes());
-  loss_->read(prediction_, target);
+  if (!pass_.is_planned(input.sizes()) || !trains_as_before()) {
+    find_trained();
+    pass_.plan(input.sizes());
+  }
+  pass_.read(target);
   Tensor loss = empty_number();
   {
-    WithoutGil no_gil(is_long_);
-    forward_and_backward(input.is_contiguous() ? input : input.contiguous(), target, loss);
+    WithoutGil no_gil(pass_.is_long());
+    pass_.run(input.is_contiguous() ? input : input.contiguous(), target, loss);
+    if (accumulate_ > 1) accumulate();
   }
   batches_++;
   return loss;
@@ -197,17 +170,6 @@ Tensor TrainStep::compute(const Tensor& input, const Tensor& target) {
 Tensor TrainStep::empty_number() const {
   const Tensor& like = chain_.like();
   return like.is_cpu() ? Tensor(at::detail::empty_cpu({}, like.scalar_type())) : empty({}, like);
-}
-
-void TrainStep::forward_and_backward(const Tensor& input, const Tensor& target, const Tensor& loss) {
-  const void* x = input.const_data_ptr();
-  for (size_t i = 0; i < chain_.layers().size(); i++) inputs_[i] = std::exchange(x, chain_.layers()[i]->forward(x));
-  loss_->run(loss.mutable_data_ptr(), gradient_);
-  loss_->release();
-  void* gradient = gradient_;
-  for (size_t i = chain_.layers().size(); i-- > first_trained_;)
-    gradient = chain_.layers()[i]->backward(inputs_[i], gradient, i > first_trained_);
-  if (accumulate_ > 1) accumulate();
 }
 
 // Into sums_, in the order of the batches; the last sum is where the optimiser looks.
@@ -230,7 +192,7 @@ void TrainStep::accumulate() {
 void TrainStep::apply() {
   if (batches_ < accumulate_) return;
   batches_ = 0;
-  update_.run(is_long_);
+  update_.run(pass_.is_long());
   update_.tell_schedulers();
 }
 

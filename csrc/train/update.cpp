@@ -76,14 +76,15 @@ void Update::read() {
       read = std::make_unique<AdamGroup>();
     TORCH_CHECK(read->read(group.ptr(), *reader),
                 "TrainStep: expected options and state that the optimiser's kernels take (numbers, no capturable, no "
-                "differentiable, state as the parameters), got others");
+                "differentiable, state as the parameters; in a graph capture SGD), got others");
     groups_.push_back(std::move(read));
   }
   reader_ = std::move(reader);
 }
 
 void Update::run(bool releases_gil) {
-  const bool as_before = reader_ && reader_->lookups.unchanged() &&
+  const bool is_recorded = !weights_.empty() && is_capturing(weights_[0]->value);  // then not every rule may step
+  const bool as_before = reader_ && !is_recorded && reader_->lookups.unchanged() &&
                          std::all_of(groups_.begin(), groups_.end(), [](auto& group) { return group->fits(); });
   if (!as_before) {
     reader_.reset();

@@ -21,7 +21,7 @@ DECLARATIONS = {
     "TensorCoreProduct": "product:Product a_batch b_batch mask*",
     "BatchOffsets": "dims:enum size:24 stride:24 count offsets*",
     "LinearGradient": "rows columns grad* grad_row grad_column saved* activation:enum mask* dz* dbias*",
-    "Dropout": "n x* y* key:uint64 threshold:uint32 scale:real",
+    "Dropout": "n x* y* key:uint64 threshold:uint32 scale:real key_at*",
     "SliceSum": "outer rows inner x* x_outer x_row x_inner y*",
     "ElementwiseLossArrays": "loss:enum reduction:enum count input* target* weight* pos_weight* mean_weight*"
     " mean_weight_count grad* value* dinput* dtarget* in_advance:bool",

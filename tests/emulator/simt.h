@@ -88,7 +88,12 @@ inline std::function<void()> body;
 // Does a piece of what threads have begun and do not do themselves; false where nothing is left of it.
 inline std::function<bool()> background = [] { return false; };
 alignas(128) inline unsigned char shared_memory[MOST_SHARED_BYTES];
-inline size_t dynamic_bytes;                                // of this launch
+inline size_t dynamic_bytes;  // of this launch
+// Told before a kernel runs (true) and after it: memory may be the device's alone.
+inline std::function<void(bool)> while_running = [](bool) {};
+// Takes a launch that is to run later, when work on its stream is recorded for a graph; else it answers false.
+inline std::function<bool(cudaStream_t, std::function<cudaError_t()>)> postpone =
+    [](cudaStream_t, const std::function<cudaError_t()>&) { return false; };
 inline std::map<const void*, size_t> allowed_shared_bytes;  // of kernels that have asked for more than SHARED_BYTES
 
 inline std::string name_of(const void* function) {
@@ -249,6 +254,7 @@ inline cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shar
   bool good = false;
   failure = nullptr;
   dynamic_bytes = shared_bytes;
+  while_running(true);
   if (sigsetjmp(fault, 1) == 0) {
     good = run_blocks(grid, block);
   } else {
@@ -257,6 +263,7 @@ inline cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shar
     error = failure ? failure : std::string("access to protected memory at ") + address;
   }
   sigaction(SIGSEGV, &before, nullptr);
+  while_running(false);
   launched[name_of(kernel)]++;
   if (good) return cudaSuccess;
   for (Thread& t : threads) t.started = false;  // they were left somewhere in the kernel
@@ -332,6 +339,9 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     simt::recorded.push_back(launch);
     return cudaSuccess;
   }
-  simt::body = [=] { kernel(arguments...); };
-  return simt::launch(symbol, config->gridDim, config->blockDim, config->dynamicSmemBytes);
+  const auto run = [=, shape = *config] {
+    simt::body = [=] { kernel(arguments...); };
+    return simt::launch(symbol, shape.gridDim, shape.blockDim, shape.dynamicSmemBytes);
+  };
+  return simt::postpone(config->stream, run) ? cudaSuccess : run();
 }

@@ -1,0 +1,60 @@
+// Forward pass, loss and backward pass of a batch, over memory that is kept from batch to batch.
+#pragma once
+
+#include "chain.h"
+#include "graphs.h"
+#include "losses.h"
+
+namespace pytorch_ext::train {
+
+class Pass {
+ public:
+  // `chain` outlives this.
+  Pass(Chain& chain, std::unique_ptr<Loss> loss) : chain_(chain), loss_(std::move(loss)) {}
+
+  bool is_planned(at::IntArrayRef sizes) const { return is_planned_ && at::IntArrayRef(planned_) == sizes; }
+  // Takes inputs of these sizes from now on, and the gradients that there are memory for now. Raises where they do not
+  // fit.
+  void plan(at::IntArrayRef sizes);
+  // What was planned is no longer true: the layers are others.
+  void forget_plan();
+  // True, having let go of all memory, where the current stream or the capture going on there is not that of the last
+  // call: torch's allocator would hand memory on in the order of the other stream.
+  bool has_moved();
+
+  // Raises where the target does not fit the prediction; afterwards run() cannot fail for its shape or its dtype.
+  void read(const Tensor& target) { loss_->read(memory_.prediction, target); }
+  // The loss into `loss`, the gradients where the chain has them. Needs no GIL.
+  void run(const Tensor& input, const Tensor& target, const Tensor& loss);
+  // Whether it takes longer than to let other threads have the GIL.
+  bool is_long() const { return is_long_; }
+
+ private:
+  void draw(bool recorded);
+  void launch(const Tensor& input, const Tensor& loss);
+  void prepare(const Tensor& input, const Tensor& target, const Tensor& loss);
+  bool repeat(const Tensor& input, const Tensor& target, const Tensor& loss);
+  bool identify(const Tensor& target, LaunchKey& key) const;
+
+  Chain& chain_;
+  std::unique_ptr<Loss> loss_;
+
+  at::DimVector planned_;
+  bool is_planned_ = false, is_long_ = true;
+  std::vector<const void*> inputs_;
+  size_t first_trained_ = 0;
+
+  // All memory but the layers' own.
+  struct Memory {
+    Tensor prediction, gradient;  // of the prediction
+    Buffer prediction_gradient;
+    KeptWorkspaces workspaces;
+    Buffer input, target, loss;  // where graphs have them
+  };
+  Memory memory_;
+  Graphs graphs_;
+  std::optional<c10::Stream> stream_;
+  int64_t capture_ = 0;
+};
+
+}  // namespace pytorch_ext::train
