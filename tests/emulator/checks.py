@@ -22,6 +22,13 @@ def random(*shape, special=False, dtype=torch.float32):
     return x.to(dtype)
 
 
+def transpositions(m, n, k, dtype=torch.float32, special=False):
+    """Factors (m, k) and (k, n), each with either dimension contiguous."""
+    for a in (random(m, k, special=special, dtype=dtype), random(k, m, special=special, dtype=dtype).T):
+        for b in (random(k, n, dtype=dtype), random(n, k, dtype=dtype).T):
+            yield a, b
+
+
 def check_all(machine, ours, theirs, what):
     for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         if b is None:

@@ -46,6 +46,12 @@ __global__ void missing_barrier_kernel(int* y) {  // 1 where the next thread has
   y[threadIdx.x] = x[(threadIdx.x + 1) % 64];
   x[threadIdx.x] = 1;
 }
+__global__ void missing_wait_kernel(const int* x, int* y) {  // x where the copy is already there
+  __shared__ int copied[32];
+  copied[threadIdx.x] = 0;
+  kernels::begin_copy<4>(&copied[threadIdx.x], x + threadIdx.x);
+  y[threadIdx.x] = copied[threadIdx.x];
+}
 int launch_faulty(void (*kernel)(), int threads) { return kernels::launch(kernel, 1, threads, 0, machine); }
 #endif
 
@@ -124,6 +130,7 @@ int shuffle_from_ended_lane() { return launch_faulty(shuffle_from_ended_lane_ker
 int shuffle_from_absent_lane() { return launch_faulty(shuffle_from_absent_lane_kernel, 32); }
 int too_many_threads() { return launch_faulty(diverged_barrier_kernel, 1025); }
 int missing_barrier(int* y) { return kernels::launch(missing_barrier_kernel, 1, 64, 0, machine, y); }
+int missing_wait(const int* x, int* y) { return kernels::launch(missing_wait_kernel, 1, 32, 0, machine, x, y); }
 
 void emulator_reverse(int on) { simt::reversed = on; }
 void emulator_record(int on) {
