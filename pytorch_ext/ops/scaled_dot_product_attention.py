@@ -149,14 +149,14 @@ def composed(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_g
 
 
 def in_one_kernel(query, key, value, attn_mask, dropout_p, is_causal, scale):
-    """The same bits from the kernel that keeps no scores, or None where there is none: on the CPU, no dropout."""
+    """The same bits from the native operator, which keeps no scores, or None where it is not for this call."""
     if dropout_p > 0:
         return None
     if not is_traced(query, key, value):
         return choice.kernels.scaled_dot_product_attention(query, key, value, attn_mask, is_causal, scale)
     constant = attn_mask is None or not attn_mask.requires_grad
     alike = query.dim() == key.dim() == value.dim()
-    if not constant or not alike or query.device.type != "cpu" or not all(n > 0 for n in sizes(query, key, value)):
+    if not constant or not alike or not all(n > 0 for n in sizes(query, key, value)):
         return None
     operators = traceable(query, key, value)
     fused = getattr(operators, OP, None)

@@ -13,6 +13,9 @@
 #include "../../csrc/cuda/nll_loss.cuh"
 #include "../../csrc/cuda/optimizers.cuh"
 #include "../../csrc/cuda/product.cuh"
+#if !defined(STORAGE_OF_16_BITS)
+#include "../../csrc/cuda/scaled_dot_product_attention.cuh"
+#endif
 #include "../../csrc/cuda/softmax.cuh"
 #include "../../csrc/cuda/sum_slices.cuh"
 
@@ -21,6 +24,7 @@ namespace kernels = pytorch_ext::PYTORCH_EXT_ISA;
 
 namespace {
 kernels::Device machine{nullptr, 132, 227 << 10};
+int64_t most_scores = int64_t(1) << 25;
 using S = STORAGE;
 using T = compute_t<S>;
 }  // namespace
@@ -58,10 +62,23 @@ int launch_faulty(void (*kernel)(), int threads) { return kernels::launch(kernel
 extern "C" {
 
 void set_multiprocessors(int count) { machine.multiprocessors = count; }
+void set_most_scores(int64_t count) { most_scores = count; }
 
 #if !defined(STORAGE_OF_16_BITS)  // 16-bit products are the stock operator's
 int64_t product_workspace(const Product<S>* p) { return kernels::product_workspace(*p, machine); }
 int product(const Product<S>* p, T* workspace) { return kernels::product(*p, workspace, machine); }
+int64_t attention_workspace(const AttentionOutput<S>* p) {
+  return kernels::attention_workspace(*p, machine, most_scores);
+}
+int attention(const AttentionOutput<S>* p, T* workspace) {
+  return kernels::attention(*p, workspace, machine, most_scores);
+}
+int64_t attention_gradient_workspace(const AttentionGradient<S>* p) {
+  return kernels::attention_workspace(*p, machine, most_scores);
+}
+int attention_gradient(const AttentionGradient<S>* p, T* workspace) {
+  return kernels::attention(*p, workspace, machine, most_scores);
+}
 int apply_function(int f, int64_t n, const S* x, S* y) {
   return kernels::apply_function(static_cast<Function>(f), n, x, y, machine);
 }

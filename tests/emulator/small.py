@@ -33,6 +33,13 @@ def linear_gradients(machine):
             checks.check_linear_backward(machine, 4097, 2, 1, activation)
 
 
+def attention(machine):
+    for mask, is_causal in [(None, False), (None, True), ("added", False), ("allowed", False)]:
+        checks.check_attention(machine, checks.attention_operands(machine, (2,), 5, 9, 4, 3, mask), is_causal)
+    operands = checks.attention_operands(machine, (1,), 130, 140, 2, 1)
+    checks.check_attention(machine, operands, is_causal=True)
+
+
 def functions(machine):
     for name in FUNCTIONS:
         checks.check_function(machine, name, 20 * checks.random(200, special=True, dtype=machine.dtype))
