@@ -48,9 +48,9 @@ def any_machine(request):
     return machines.Emulator(compiled_runner(torch.float32), torch.float32, request.param)
 
 
-@pytest.mark.parametrize("k", [0, 1, 255, 256, 257, 300, 700])
+@pytest.mark.parametrize("k", [0, 1, 255, 256, 257, 300, 700, 3000])
 def test_products_over_any_number_of_chunks(machine, k):
-    for m, n in [(1, 1), (3, 5), (33, 31), (130, 129)]:
+    for m, n in [(1, 1), (3, 5), (33, 31), (32, 36), (130, 129)]:
         checks.check_linear_forward(machine, m, n, k, bias=n > 1)
 
 
@@ -71,7 +71,7 @@ def test_a_batch_of_which_only_some_matrices_are_aligned(machine):
 
 @pytest.mark.parametrize("first", [256, 512])
 def test_a_product_goes_on_from_the_sums_of_earlier_chunks(machine, first):
-    for m, n, k in [(3, 5, 700), (130, 129, 1300)]:
+    for m, n, k in [(3, 5, 700), (130, 129, 1300), (32, 36, 3000)]:
         a, b = checks.random(m, k), checks.random(k, n)
         whole, _ = ops.product(machine, a, b)
         sums, _ = ops.product(machine, a[:, :first], b[:first])

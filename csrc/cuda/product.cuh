@@ -107,18 +107,31 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
   finish<Tile>(p, total, preactivation, edge_at(total));
 }
 
-// C from the chunks' sums, left to right.
+// C from the chunks' sums, left to right: a thread has a group of columns. `aligned`: so are groups of the sums, C and
+// preactivation.
 template <class T>
-__global__ void fold_chunks_kernel(Product<T> p, int64_t chunks, const T* chunk_sums) {
-  const int64_t in_batch = p.M * p.N, count = p.batch * in_batch, i = global_thread();
-  if (i >= count) return;
-  const int64_t batch = i / in_batch, row = i % in_batch / p.N, column = i % p.N;
-  const int64_t at = batch * p.c_batch + row * p.c_row + column;
-  T total = p.accumulates ? add(p.C[at], chunk_sums[i]) : chunk_sums[i];
-  for (int64_t c = 1; c < chunks; c++) total = add(total, chunk_sums[c * count + i]);
-  if (p.bias) total = add(total, p.bias[column]);
-  if (p.preactivation) p.preactivation[at] = total;
-  with_activation(p.activation, [&](auto act) { p.C[at] = act.value(total); });
+__global__ void fold_chunks_kernel(Product<T> p, int64_t chunks, bool aligned, const T* chunk_sums) {
+  constexpr int together = ElementGroup<T>::size;
+  const int64_t groups = ceil_div(p.N, together), i = global_thread(), line = i / groups;
+  if (line >= p.batch * p.M) return;
+  const int64_t batch = p.batch == 1 ? 0 : line / p.M, column = (i - line * groups) * together, left = p.N - column;
+  const int64_t at = batch * p.c_batch + (line - batch * p.M) * p.c_row + column, distance = p.batch * p.M * p.N;
+  const T* sums = chunk_sums + line * p.N + column;
+  auto total = load_group(p.accumulates ? p.C + at : sums, left, aligned);
+  for (int64_t c = p.accumulates ? 0 : 1; c < chunks; c++) {
+    const auto next = load_group(sums + c * distance, left, aligned);
+#pragma unroll
+    for (int e = 0; e < together; e++) total.values[e] = add(total.values[e], next.values[e]);
+  }
+#pragma unroll
+  for (int e = 0; e < together; e++)
+    if (p.bias && e < left) total.values[e] = add(total.values[e], p.bias[column + e]);
+  if (p.preactivation) store_group(p.preactivation + at, total, left, aligned);
+  with_activation(p.activation, [&](auto act) {
+#pragma unroll
+    for (int e = 0; e < together; e++) total.values[e] = act.value(total.values[e]);
+  });
+  store_group(p.C + at, total, left, aligned);
 }
 
 // ---- launchers ------------------------------------------------------------------------------------------------------
@@ -167,9 +180,11 @@ cudaError_t product(const Product<T>& p, T* workspace, Device device) {
     error = launch_product<SmallTile>(p, plan, chunk_sums, device);
   }
   if (error != cudaSuccess || !chunk_sums) return error;
-  constexpr int threads = 256;
-  return launch(fold_chunks_kernel<T>, ceil_div(p.batch * p.M * p.N, threads), threads, 0, device, p, plan.chunks,
-                static_cast<const T*>(chunk_sums));
+  constexpr int threads = 256, together = ElementGroup<T>::size;
+  const bool aligned =
+      are_aligned(chunk_sums, p.C, p.preactivation) && p.N % together + p.c_row % together + p.c_batch % together == 0;
+  return launch(fold_chunks_kernel<T>, ceil_div(p.batch * p.M * ceil_div(p.N, together), threads), threads, 0, device,
+                p, plan.chunks, aligned, static_cast<const T*>(chunk_sums));
 }
 
 }  // namespace pytorch_ext::PYTORCH_EXT_ISA
