@@ -85,6 +85,14 @@ def scaled_dot_product_attention(make):
                 f"{shape} {keys} {list(options)}",
                 results(F.scaled_dot_product_attention(q, k, v, **options), q, k, v),
             )
+    q, k, v = make.randn(2, 6, 260, 16), make.randn(2, 1, 270, 16), make.randn(270, 8)
+    added = make.randn(6, 1, 270, grad=False).expand(6, 260, 270)
+    hidden = torch.where(torch.arange(260, device=q.device)[:, None] % 7 == 3, -torch.inf, added)
+    for name, mask in (("added", added), ("hidden rows", hidden)):
+        yield name, results(F.scaled_dot_product_attention(q, k, v.expand(2, 1, 270, 8), mask), q, k, v)
+    x = make.randn(3, 140, 40).transpose(0, 1)  # (140, 3, 40): five heads of 8, strided
+    q, k, v = (x.unflatten(-1, (5, 8)).movedim(0, -2) * scale for scale in (1, 2, 3))
+    yield "strided heads", results(F.scaled_dot_product_attention(q, k, v, is_causal=True), x)
 
 
 def cross_entropy(make):

@@ -55,7 +55,7 @@ def test_other_dtypes_agree_with_the_cpu(op, dtype):
             assert difference <= tolerance, f"result {i} of {op} {name}: {difference} of {scale}"
 
 
-@pytest.mark.parametrize("name", ["softmax", "cross_entropy", "mse_loss", "gelu", "linear", "matmul"])
+@pytest.mark.parametrize("name", ["softmax", "cross_entropy", "mse_loss", "gelu", "linear", "matmul", "attention"])
 def test_first_and_second_derivatives_match_finite_differences(name):
     x, w = (torch.randn(5, 6, dtype=torch.float64, device=DEVICE).requires_grad_() for _ in range(2))
     target = torch.arange(5, device=DEVICE)
@@ -66,6 +66,7 @@ def test_first_and_second_derivatives_match_finite_differences(name):
         "gelu": (F.gelu, (x,)),
         "linear": (lambda x, w: F.linear(x, w, activation="tanh").square().sum(), (x, w)),
         "matmul": (lambda x, w: F.matmul(x, w.T), (x, w)),
+        "attention": (lambda x, w: F.scaled_dot_product_attention(x, w, x * w, is_causal=True), (x, w)),
     }
     function, inputs = calls[name]
     assert torch.autograd.gradcheck(function, inputs)

@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.usefixtures("one_thread"),
 ]
 
-# 132 multiprocessors make small products of small tiles and divide K; one makes large tiles of whole K.
+# 132 multiprocessors make products of small tiles and divide K; one makes the largest tiles that are filled.
 MACHINES = {f"{'backwards' if b else 'forwards'}-{n}": (b, n) for b in (False, True) for n in (132, 1)}
 
 
@@ -48,15 +48,30 @@ def any_machine(request):
     return machines.Emulator(compiled_runner(torch.float32), torch.float32, request.param)
 
 
-@pytest.mark.parametrize("k", [0, 1, 255, 256, 257, 300, 700])
+@pytest.mark.parametrize("k", [0, 1, 255, 256, 257, 300, 700, 3000])
 def test_products_over_any_number_of_chunks(machine, k):
-    for m, n in [(1, 1), (3, 5), (33, 31), (130, 129)]:
+    for m, n in [(1, 1), (3, 5), (33, 31), (32, 36), (130, 129)]:
         checks.check_linear_forward(machine, m, n, k, bias=n > 1)
+
+
+@pytest.mark.parametrize("k", [16, 270])
+@pytest.mark.parametrize("special", [False, True])
+def test_products_of_every_tile_whole_or_not_and_every_transposition(machine, k, special):
+    for m, n in [(32, 32), (64, 64), (60, 63), (128, 128), (120, 127), (256, 132)]:
+        for a, b in checks.transpositions(m, n, k, special=special):
+            checks.check_matmul(machine, a, b)
+
+
+def test_a_batch_of_which_only_some_matrices_are_aligned(machine):
+    for m, n, k in [(32, 32, 20), (64, 128, 33)]:
+        a, b = checks.random(3 * (k * m + 1)), checks.random(3 * (k * n + 1))
+        a, b = a.as_strided((3, m, k), (k * m + 1, 1, m)), b.as_strided((3, k, n), (k * n + 1, n, 1))
+        checks.check_matmul(machine, a, b)
 
 
 @pytest.mark.parametrize("first", [256, 512])
 def test_a_product_goes_on_from_the_sums_of_earlier_chunks(machine, first):
-    for m, n, k in [(3, 5, 700), (130, 129, 1300)]:
+    for m, n, k in [(3, 5, 700), (130, 129, 1300), (32, 36, 3000)]:
         a, b = checks.random(m, k), checks.random(k, n)
         whole, _ = ops.product(machine, a, b)
         sums, _ = ops.product(machine, a[:, :first], b[:first])
@@ -182,11 +197,12 @@ def test_the_emulator_names_what_a_device_would_leave_undefined(any_machine, cas
     assert message in any_machine.runner.emulator_error().decode()
 
 
-def test_a_race_gives_another_result_backwards():
+@pytest.mark.parametrize("fault", ["missing_barrier", "missing_wait"])
+def test_a_race_gives_another_result_backwards(fault):
     results = []
     for backwards in (False, True):
-        y = (ctypes.c_int * 64)()
+        x, y = (ctypes.c_int * 64)(*range(1, 65)), (ctypes.c_int * 64)()
         compiled_runner(torch.float32).emulator_reverse(backwards)
-        assert compiled_runner(torch.float32).missing_barrier(y) == 0
+        assert getattr(compiled_runner(torch.float32), fault)(*[x] * (fault == "missing_wait"), y) == 0
         results.append(list(y))
     assert results[0] != results[1]

@@ -29,6 +29,7 @@ def test_products_in_float64(runner, backwards, multiprocessors):
     small.linear_forward(machine)
     small.linear_gradients(machine)
     small.functions(machine)
+    small.attention(machine)
     checks.check_linear_forward(machine, 130, 129, 700)
     checks.check_matmul(machine, *(checks.random(2, *shape, dtype=torch.float64) for shape in ((3, 4, 5), (3, 5, 6))))
 

@@ -1,5 +1,8 @@
 """What nvcc makes of the CUDA kernels: only the contract's instructions, no spills, and the bits of the CPU library."""
 
+import collections
+import re
+
 import pytest
 import torch
 from ptx import interpreter, lint, nvcc
@@ -25,6 +28,16 @@ class TestSm80(CompiledKernels):
 class TestSm90(InterpretedKernels, InterpretedProducts):
     pytestmark = needs_nvcc
     architecture = "sm_90"
+
+    @pytest.mark.parametrize(("a_depth", "b_depth"), [(False, False), (True, False), (False, True), (True, True)])
+    def test_large_tiles_move_16_bytes_at_once(self, a_depth, b_depth):
+        """Of shared memory always, of C where it may be, and of operands whose lines are beside each other."""
+        majors = rf"5MajorE{int(not a_depth)}ELS\d_{int(not b_depth)}E"
+        (kernel,) = [k for name, k in self.kernels.items() if re.search(rf"4TileILi128E.*{majors}f", name)]
+        found = collections.Counter(".".join(instruction.opcode) for instruction in kernel.code)
+        assert found["ld.shared.v4.f32"] == 16 * 4 and not found["ld.shared.f32"]
+        assert found["ld.global.v4.f32"] >= 16 and found["st.global.v4.f32"] >= 16
+        assert found["cp.async.cg.shared.global"] == 4 * ((not a_depth) + (not b_depth))  # each of two at two places
 
 
 KERNEL = """

@@ -31,7 +31,6 @@ EXCEPTIONS = {
     "linear_cross_entropy": {"cpu": "cross_entropy", "cuda": "cross_entropy"},  # and the product
     "log_softmax": dict.fromkeys(PLACES, "softmax"),  # one kernel, one more logarithm
     "nll_loss": {"cpu": "cross_entropy", "cuda": "cross_entropy"},  # the second half of it
-    "scaled_dot_product_attention": {"cuda": None},  # composed of matmul and softmax there
     "mse_loss": ELEMENTWISE_LOSS,  # one kernel, the loss is a functor
     "binary_cross_entropy": ELEMENTWISE_LOSS,
     "binary_cross_entropy_with_logits": ELEMENTWISE_LOSS,

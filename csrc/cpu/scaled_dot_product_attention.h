@@ -1,7 +1,9 @@
-// scaled_dot_product_attention head by head: the scores of a block of queries stay in a core's cache, and are computed
-// again for the gradients. Every operation is that of the products and the softmax, in the same order.
+// scaled_dot_product_attention head by head: the scores of a block of queries stay in a core's cache, or in a device's
+// workspace, and are computed again for the gradients. Every operation is that of the products and the softmax, in the
+// same order.
 #pragma once
 
+#include "../numerics/platform.h"
 #include "capability.h"
 #include "product.h"
 
@@ -12,7 +14,7 @@ template <class S>
 struct Heads {
   MatrixView<S> first;
   const int64_t* offset;
-  MatrixView<S> of(int64_t h) const { return {first.data + offset[h], first.row, first.column}; }
+  INLINE_HD MatrixView<S> of(int64_t h) const { return {first.data + offset[h], first.row, first.column}; }
 };
 
 template <class S>

@@ -5,6 +5,12 @@
 
 namespace pytorch_ext::PYTORCH_EXT_ISA {
 
+// Elements that one instruction moves.
+template <class S, int count>
+struct alignas(sizeof(S) * count) Neighbours {
+  S values[count];
+};
+
 // What a thread works on: 16 bytes, but four elements at least, as many as one counter gives random words.
 template <class S>
 struct alignas(16) ElementGroup {

@@ -16,7 +16,7 @@ constexpr unsigned ALL_LANES = 0xffffffffu;
 
 INLINE_HD int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 template <class I>
-INLINE_HD I smaller(I a, I b) {
+INLINE_HD constexpr I smaller(I a, I b) {
   return a < b ? a : b;
 }
 
@@ -37,19 +37,74 @@ __device__ __forceinline__ T* dynamic_shared() {
 #endif
 }
 
-// Begins to copy 16 bytes to shared memory, through no register. They are there for the same thread after
-// wait_for_copies().
+// threadIdx.x, read again: what is computed from it is not kept in registers from an earlier place.
+__device__ __forceinline__ int thread_anew() {
+#if defined(__CUDA_ARCH__)
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+#else
+  return threadIdx.x;
+#endif
+}
+
+// A place in shared memory that a loop moves. Of a pointer the compiler would compute the address anew every time.
+template <class T>
+class SharedPlace {
+ public:
+#if defined(__CUDA_ARCH__)
+  __device__ __forceinline__ explicit SharedPlace(const T* at)
+      : address_(static_cast<unsigned>(__cvta_generic_to_shared(at))) {
+    asm volatile("" : "+r"(address_));
+  }
+  __device__ __forceinline__ void move(int bytes) { address_ += bytes; }
+  __device__ __forceinline__ T* pointer() const { return static_cast<T*>(__cvta_shared_to_generic(address_)); }
+
+ private:
+  unsigned address_;
+#else
+  __device__ explicit SharedPlace(const T* at) : at_(const_cast<T*>(at)) {}
+  __device__ void move(int bytes) { at_ += bytes / static_cast<int>(sizeof(T)); }
+  __device__ T* pointer() const { return at_; }
+
+ private:
+  T* at_;
+#endif
+};
+
+// What is addressed from here on is addressed from this pointer to global memory: else the compiler keeps an address
+// for each element.
+template <class T>
+__device__ __forceinline__ void keep_pointer([[maybe_unused]] T*& pointer) {
+#if defined(__CUDA_ARCH__)
+  size_t address = __cvta_generic_to_global(pointer);
+  asm volatile("" : "+l"(address));
+  pointer = static_cast<T*>(__cvta_global_to_generic(address));
+#endif
+}
+
+// Begins to copy 4, 8 or 16 bytes, aligned to as many, to shared memory, through no register: from and to so many
+// bytes behind the pointers. They are there for the same thread after wait_for_copies().
+template <int Bytes = 16, int To = 0, int From = 0>
 __device__ __forceinline__ void begin_copy(void* shared, const void* global) {
 #if defined(__CUDA_ARCH__)
   const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
-#else
-  memcpy(shared, global, 16);
+  if constexpr (Bytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0+%2], [%1+%3], 16;" ::"r"(to), "l"(global), "n"(To), "n"(From)
+                 : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0+%3], [%1+%4], %2;" ::"r"(to), "l"(global), "n"(Bytes), "n"(To),
+                 "n"(From)
+                 : "memory");
+#elif !defined(__CUDACC__)
+  simt::begin_copy(static_cast<char*>(shared) + To, static_cast<const char*>(global) + From, Bytes);
 #endif
 }
 __device__ __forceinline__ void wait_for_copies() {
 #if defined(__CUDA_ARCH__)
   asm volatile("cp.async.wait_all;" ::: "memory");
+#elif !defined(__CUDACC__)
+  simt::wait_for_copies();
 #endif
 }
 

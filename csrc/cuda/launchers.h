@@ -9,6 +9,7 @@
 #include "../cpu/optimizers.h"
 #include "../cpu/product.h"
 #include "../cpu/reduce.h"
+#include "../cpu/scaled_dot_product_attention.h"
 #include "../cpu/softmax.h"
 #include "tensor_cores.h"
 
@@ -52,6 +53,10 @@ template <class S>
 void softmax(const Softmax<S>& p, Queue& queue);
 template <class S>
 void softmax_gradient(const SoftmaxGradient<S>& p, Queue& queue);
+template <class S>
+void scaled_dot_product_attention(const AttentionOutput<S>& p, Queue& queue);  // float and double
+template <class S>
+void scaled_dot_product_attention_gradient(const AttentionGradient<S>& p, Queue& queue);
 template <class S>
 void dropout(const Dropout<S>& p, Queue& queue);
 template <class S>

@@ -3,6 +3,13 @@
 #include "batch_offsets.cuh"
 #include "queue.cuh"
 
+namespace pytorch_ext::device {
+
+template cudaError_t product(const Product<float>&, float*, Device);
+template cudaError_t product(const Product<double>&, double*, Device);
+
+}  // namespace pytorch_ext::device
+
 namespace pytorch_ext::cuda {
 
 template <class S>

@@ -2,6 +2,15 @@
 
 #include "queue.cuh"
 
+namespace pytorch_ext::device {
+
+template cudaError_t softmax(const Softmax<float>&, Device);
+template cudaError_t softmax(const Softmax<double>&, Device);
+template cudaError_t softmax_gradient(const SoftmaxGradient<float>&, Device);
+template cudaError_t softmax_gradient(const SoftmaxGradient<double>&, Device);
+
+}  // namespace pytorch_ext::device
+
 namespace pytorch_ext::cuda {
 
 template <class S>

@@ -1,16 +1,11 @@
 // How a product on the tensor cores is divided and laid out in shared memory: all that is no instruction of the device,
 // so that a C++ compiler can check it.
-//
-// An operand's `lines` are the rows of A or the columns of B; its `depth` runs along K. It is K-major where neighbours
-// along K are neighbours in memory, and line-major where neighbouring lines are.
 #pragma once
 
-#include "launch.cuh"
 #include "tensor_cores.h"
+#include "tiles.h"
 
 namespace pytorch_ext::PYTORCH_EXT_ISA {
-
-enum class Major : int { depth, lines };
 
 // A warpgroup's instruction multiplies 64 rows of A; the tile of C has two warpgroups, and a third one loads.
 constexpr int GROUP_THREADS = 128, CONSUMERS = 2, TENSOR_CORE_THREADS = (CONSUMERS + 1) * GROUP_THREADS;
@@ -118,22 +113,6 @@ struct TensorCorePlan {
   OperandMap a, b;
   TensorMapArguments c;  // for C and preactivation, whose address is another one
 };
-
-// Rows of tiles in whose reach the tiles are taken column by column: the tiles that run at a time, one for each
-// multiprocessor, then make a part of C that is about square, and share A and B in the second-level cache.
-constexpr int BAND_ROWS = 16;
-
-struct TileAt {
-  int down, across, batch;
-};
-INLINE_HD TileAt tile_at(const TensorCoreGrid& grid, int64_t index) {
-  const int64_t in_matrix = static_cast<int64_t>(grid.down) * grid.across, in_band = int64_t(BAND_ROWS) * grid.across;
-  const int64_t i = index % in_matrix;
-  const int band = static_cast<int>(i / in_band) * BAND_ROWS;
-  const int rows = smaller(BAND_ROWS, grid.down - band);
-  const int at = static_cast<int>(i % in_band);
-  return {band + at % rows, at / rows, static_cast<int>(index / in_matrix)};
-}
 
 // False where a product is not covered: transposed A times transposed B, strides or addresses that TMA does not take.
 template <class S>

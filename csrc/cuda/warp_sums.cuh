@@ -75,17 +75,11 @@ __device__ __forceinline__ T largest_of_warp(T x) {
   return x;
 }
 
-// ---- groups of neighbours
-// --------------------------------------------------------------------------------------------
+// ---- groups of neighbours -------------------------------------------------------------------------------------------
 
 template <class T, int count>
 struct Terms {
   T values[count];
-};
-
-template <class S, int count>
-struct alignas(sizeof(S) * count) Neighbours {
-  S values[count];
 };
 
 // Lanes of a sum whose terms a warp has in groups of 2 or 4 neighbours. Of 4, a thread and the one half a warp away

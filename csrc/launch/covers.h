@@ -24,7 +24,7 @@ inline bool is_relu_mask(const at::Tensor& saved) { return saved.scalar_type() =
 
 bool covers_matmul(const at::Tensor& input, const at::Tensor& other);
 
-// On the CPU alone, and a mask without a gradient; the Python function composes the others.
+// Without a gradient of the mask; the Python function composes the others.
 bool covers_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                       const std::optional<at::Tensor>& attn_mask, bool is_causal, std::optional<double> scale);
 

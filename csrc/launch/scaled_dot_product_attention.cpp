@@ -1,4 +1,4 @@
-// scaled_dot_product_attention on the CPU: checks, memory, and where the matrices of every head lie.
+// scaled_dot_product_attention: checks, memory, and where the matrices of every head lie.
 #include "../cpu/scaled_dot_product_attention.h"
 
 #include <ATen/ExpandUtils.h>
@@ -77,8 +77,8 @@ class Arguments {
 at::DimVector check(const Tensor& query, const Tensor& key, const Tensor& value, const OptionalTensor& attn_mask) {
   check_same(OP, "key", key, query);
   check_same(OP, "value", value, query);
-  TORCH_CHECK(query.is_cpu() && (query.scalar_type() == at::kFloat || query.scalar_type() == at::kDouble), OP,
-              ": expected float32 or float64 on the CPU, got ", query.scalar_type(), " on ", query.device());
+  TORCH_CHECK(query.scalar_type() == at::kFloat || query.scalar_type() == at::kDouble, OP,
+              ": expected float32 or float64, got ", query.scalar_type());
   const auto batch = heads_of(query, key, value);
   TORCH_CHECK(batch, OP, ": expected query (..., L, E), key (..., S, E) and value (..., S, Ev), got ", query.sizes(),
               ", ", key.sizes(), " and ", value.sizes());
@@ -86,7 +86,9 @@ at::DimVector check(const Tensor& query, const Tensor& key, const Tensor& value,
               query.sizes(), ", ", key.sizes(), " and ", value.sizes());
   if (attn_mask) {
     if (attn_mask->scalar_type() != at::kBool) check_same(OP, "attn_mask", *attn_mask, query);
-    TORCH_CHECK(attn_mask->is_cpu() && fits(*attn_mask, query, key, *batch), OP, ": expected attn_mask to expand to ",
+    TORCH_CHECK(attn_mask->device() == query.device(), OP, ": expected attn_mask on ", query.device(), ", got ",
+                attn_mask->device());
+    TORCH_CHECK(fits(*attn_mask, query, key, *batch), OP, ": expected attn_mask to expand to ",
                 IntArrayRef(with_matrix(*batch, query.size(-2), key.size(-2))), ", got ", attn_mask->sizes());
   }
   return *batch;
@@ -105,7 +107,7 @@ Tensor attention_forward(const Tensor& query, const Tensor& key, const Tensor& v
   with_type(query.scalar_type(), [&](auto type) {
     using S = decltype(type);
     Arguments<S> a(query, key, value, attn_mask, is_causal, scale, batch);
-    CPU_KERNEL(scaled_dot_product_attention<S>)({a.p, mutable_data<S>(output)});
+    RUN_KERNEL(query, scaled_dot_product_attention<S>)({a.p, mutable_data<S>(output)});
   });
   return output;
 }
@@ -126,7 +128,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad, const 
     using S = decltype(type);
     Arguments<S> a(query, key, value, attn_mask, is_causal, scale, batch);
     const auto g = a.template heads<S>(grad);
-    CPU_KERNEL(scaled_dot_product_attention_gradient<S>)
+    RUN_KERNEL(query, scaled_dot_product_attention_gradient<S>)
     ({a.p, g, mutable_data<S>(gradients[0]), mutable_data<S>(gradients[1]), mutable_data<S>(gradients[2])});
   });
   for (int i = 0; i < 3; i++)
@@ -139,18 +141,19 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& grad, const 
 bool covers_attention(const Tensor& query, const Tensor& key, const Tensor& value, const OptionalTensor& attn_mask,
                       bool is_causal, std::optional<double>) {
   const auto dtype = query.scalar_type();
-  if (!query.is_cpu() || !(dtype == at::kFloat || dtype == at::kDouble) || key.scalar_type() != dtype ||
-      value.scalar_type() != dtype || !key.is_cpu() || !value.is_cpu() || !products_are_ieee(query) ||
-      at::autocast::is_autocast_enabled(at::kCPU) || !query.numel() || !key.numel() || !value.numel())
+  const auto device = query.device();
+  if (!has_kernels(query) || !(dtype == at::kFloat || dtype == at::kDouble) || key.scalar_type() != dtype ||
+      value.scalar_type() != dtype || key.device() != device || value.device() != device || !products_are_ieee(query) ||
+      at::autocast::is_autocast_enabled(device.type()) || !query.numel() || !key.numel() || !value.numel())
     return false;
   const auto batch = heads_of(query, key, value);
   if (!batch || !attn_mask) return batch.has_value();
   const bool is_known = attn_mask->scalar_type() == at::kBool || attn_mask->scalar_type() == dtype;
   const bool is_constant = !attn_mask->requires_grad() || !at::GradMode::is_enabled();
-  return !is_causal && attn_mask->is_cpu() && is_known && is_constant && fits(*attn_mask, query, key, *batch);
+  return !is_causal && attn_mask->device() == device && is_known && is_constant && fits(*attn_mask, query, key, *batch);
 }
 
-TORCH_LIBRARY_IMPL(pytorch_ext, CPU, m) {
+KERNEL_LIBRARY(m) {
   m.impl("scaled_dot_product_attention_forward", &attention_forward);
   m.impl("scaled_dot_product_attention_backward", &attention_backward);
 }

@@ -150,18 +150,16 @@ def composed(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_g
 
 
 def in_one_kernel(query, key, value, attn_mask, dropout_p, is_causal, scale):
-    """The same bits from the kernels that keep no scores, or None where there are none: in CUDA C++, for dropout."""
+    """The same bits from the operator that never stores all scores, or None where it is not for this call."""
     if dropout_p > 0:
         return None
     if not is_traced(query, key, value):
         return choice.kernels.scaled_dot_product_attention(query, key, value, attn_mask, is_causal, scale)
     constant = attn_mask is None or not attn_mask.requires_grad
     alike = query.dim() == key.dim() == value.dim()
-    operators = traceable(query, key, value)
-    has_kernels = operators is not None and (query.device.type == "cpu" or operators is torch.ops.pytorch_ext_triton)
-    if not constant or not alike or not has_kernels or not all(n > 0 for n in sizes(query, key, value)):
+    if not constant or not alike or not all(n > 0 for n in sizes(query, key, value)):
         return None
-    fused = getattr(operators, OP, None)
+    fused = getattr(traceable(query, key, value), OP, None)
     return fused and fused(query, key, value, attn_mask, is_causal, scale)
 
 

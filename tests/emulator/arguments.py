@@ -19,6 +19,11 @@ DECLARATIONS = {
     "Product": "M N K A:MatrixView B:MatrixView C* c_row bias* activation:enum preactivation* batch a_offset* b_offset*"
     " c_batch accumulates:bool",
     "TensorCoreProduct": "product:Product a_batch b_batch mask*",
+    "Heads": "first:MatrixView offset*",
+    "Attention": "heads queries keys width value_width q:Heads k:Heads v:Heads added:Heads allowed:Heads"
+    " is_causal:bool scale:real",
+    "AttentionOutput": "of:Attention output*",
+    "AttentionGradient": "of:Attention grad:Heads dq* dk* dv*",
     "BatchOffsets": "dims:enum size:24 stride:24 count offsets*",
     "LinearGradient": "rows columns grad* grad_row grad_column saved* activation:enum mask* dz* dbias*",
     "Dropout": "n x* y* key:uint64 threshold:uint32 scale:real key_at*",

@@ -22,6 +22,13 @@ def random(*shape, special=False, dtype=torch.float32):
     return x.to(dtype)
 
 
+def transpositions(m, n, k, dtype=torch.float32, special=False):
+    """Factors (m, k) and (k, n), each with either dimension contiguous."""
+    for a in (random(m, k, special=special, dtype=dtype), random(k, m, special=special, dtype=dtype).T):
+        for b in (random(k, n, dtype=dtype), random(n, k, dtype=dtype).T):
+            yield a, b
+
+
 def check_all(machine, ours, theirs, what):
     for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         if b is None:
@@ -59,6 +66,27 @@ def check_linear_backward(machine, m, n, k, activation="none", grad=None):
         return check_all(machine, [ours[0] + 0, ours[1]], [dz, dbias], what)
     expected = library.linear_backward(grad, x, w, saved, activation, [True, True, True])
     check_all(machine, ops.linear_backward(machine, grad, x, w, saved, activation), expected, what)
+
+
+def attention_operands(machine, batch, queries, keys, width, value_width, mask=None, special=False):
+    """(query, key, value, mask): a mask is "added", "allowed" (of which the third row sees nothing) or None."""
+    shapes = (*batch, queries, width), (*batch, keys, width), (*batch, keys, value_width)
+    q, k, v = (random(*shape, special=special, dtype=machine.dtype) for shape in shapes)
+    masks = {"added": random(queries, keys, dtype=machine.dtype), "allowed": torch.rand(*batch, queries, keys) > 0.4}
+    if mask == "allowed":
+        masks[mask][..., 2:3, :] = False
+    return q, k, v, masks.get(mask)
+
+
+def check_attention(machine, operands, is_causal=False, scale=None, wanted=(True, True, True)):
+    query, key, value, _ = operands
+    what = f"attention {(*query.shape, *key.shape[-2:], value.shape[-1])}, causal {is_causal}"
+    y = library.scaled_dot_product_attention_forward(*operands, is_causal, scale)
+    check_all(machine, [ops.scaled_dot_product_attention(machine, *operands, is_causal, scale)], [y], what)
+    grad = random(*y.shape[:-2], y.shape[-1], y.shape[-2], dtype=machine.dtype).mT
+    expected = library.scaled_dot_product_attention_backward(grad, *operands, is_causal, scale, list(wanted))
+    ours = ops.scaled_dot_product_attention_gradient(machine, grad, *operands, is_causal, scale, wanted)
+    check_all(machine, ours, expected, f"the gradients of {what}")
 
 
 def check_function(machine, name, x):

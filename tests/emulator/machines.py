@@ -29,6 +29,8 @@ STRUCT, LIST = [POINTER], [POINTER, INTEGER]
 LAUNCHERS = {  # their parameters, but for the workspace: what a launcher that needs one takes last
     "product": STRUCT,
     "batch_offsets": STRUCT,
+    "attention": STRUCT,
+    "attention_gradient": STRUCT,
     "apply_function": [INTEGER, INTEGER, POINTER, POINTER],
     "linear_gradient": STRUCT,
     "activation": [INTEGER, INTEGER, POINTER, POINTER],
@@ -79,6 +81,7 @@ def load(library):
             getattr(runner, workspace).restype = INTEGER
     runner.launched_kernels.restype = runner.emulator_error.restype = runner.recorded_kernel.restype = ctypes.c_char_p
     runner.recorded_argument.restype = POINTER
+    runner.set_most_scores.argtypes = [INTEGER]
     return runner
 
 

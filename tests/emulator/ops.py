@@ -47,6 +47,47 @@ def product(machine, a, b, bias=None, activation="none", preactivation=False, on
     return _tensors(y, z)
 
 
+def _heads(machine, t, batch):
+    """The matrices of `t`, expanded to the batch, as a struct; without data where `t` is None."""
+    heads = machine.structures.Heads()
+    if t is not None:
+        heads.first.data, heads.first.row, heads.first.column = machine.memory.put(t), t.stride(-2), t.stride(-1)
+        heads.offset = batch_offsets(machine, t.expand(*batch, *t.shape[-2:])).address
+    return heads
+
+
+def _attention(machine, query, key, value, mask, is_causal, scale):
+    batch = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
+    p = machine.structures.Attention(batch.numel(), query.shape[-2], *key.shape[-2:], value.shape[-1])
+    p.q, p.k, p.v = (_heads(machine, t, batch) for t in (query, key, value))
+    if mask is not None:
+        mask = mask.expand(*mask.shape[:-2], query.shape[-2], key.shape[-2])
+        setattr(p, "allowed" if mask.dtype == torch.bool else "added", _heads(machine, mask, batch))
+    p.is_causal, p.scale = is_causal, query.shape[-1] ** -0.5 if scale is None else scale
+    return p, batch
+
+
+def scaled_dot_product_attention(machine, query, key, value, mask=None, is_causal=False, scale=None):
+    of, batch = _attention(machine, query, key, value, mask, is_causal, scale)
+    output = machine.memory.empty(*batch, query.shape[-2], value.shape[-1])
+    machine.call("attention", machine.structures.AttentionOutput(of, output.address))
+    return output.tensor
+
+
+def scaled_dot_product_attention_gradient(
+    machine, grad, query, key, value, mask=None, is_causal=False, scale=None, wanted=(True, True, True)
+):
+    """(dq, dk, dv) of every head, None where they are not wanted."""
+    of, batch = _attention(machine, query, key, value, mask, is_causal, scale)
+    found = [
+        machine.memory.empty(*batch, *t.shape[-2:]) if w else None
+        for t, w in zip((query, key, value), wanted, strict=True)
+    ]
+    p = machine.structures.AttentionGradient(of, _heads(machine, grad, batch), *_addresses(*found))
+    machine.call("attention_gradient", p)
+    return _tensors(*found)
+
+
 def linear_gradient(machine, grad, saved=None, activation="none", bias=True):
     """(dz, dbias): dz is grad itself where there is no activation. `saved` may be relu's mask."""
     rows, columns = grad.shape

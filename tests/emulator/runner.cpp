@@ -13,6 +13,9 @@
 #include "../../csrc/cuda/nll_loss.cuh"
 #include "../../csrc/cuda/optimizers.cuh"
 #include "../../csrc/cuda/product.cuh"
+#if !defined(STORAGE_OF_16_BITS)
+#include "../../csrc/cuda/scaled_dot_product_attention.cuh"
+#endif
 #include "../../csrc/cuda/softmax.cuh"
 #include "../../csrc/cuda/sum_slices.cuh"
 
@@ -21,6 +24,7 @@ namespace kernels = pytorch_ext::PYTORCH_EXT_ISA;
 
 namespace {
 kernels::Device machine{nullptr, 132, 227 << 10};
+int64_t most_scores = int64_t(1) << 25;
 using S = STORAGE;
 using T = compute_t<S>;
 }  // namespace
@@ -46,16 +50,35 @@ __global__ void missing_barrier_kernel(int* y) {  // 1 where the next thread has
   y[threadIdx.x] = x[(threadIdx.x + 1) % 64];
   x[threadIdx.x] = 1;
 }
+__global__ void missing_wait_kernel(const int* x, int* y) {  // x where the copy is already there
+  __shared__ int copied[32];
+  copied[threadIdx.x] = 0;
+  kernels::begin_copy<4>(&copied[threadIdx.x], x + threadIdx.x);
+  y[threadIdx.x] = copied[threadIdx.x];
+}
 int launch_faulty(void (*kernel)(), int threads) { return kernels::launch(kernel, 1, threads, 0, machine); }
 #endif
 
 extern "C" {
 
 void set_multiprocessors(int count) { machine.multiprocessors = count; }
+void set_most_scores(int64_t count) { most_scores = count; }
 
 #if !defined(STORAGE_OF_16_BITS)  // 16-bit products are the stock operator's
 int64_t product_workspace(const Product<S>* p) { return kernels::product_workspace(*p, machine); }
 int product(const Product<S>* p, T* workspace) { return kernels::product(*p, workspace, machine); }
+int64_t attention_workspace(const AttentionOutput<S>* p) {
+  return kernels::attention_workspace(*p, machine, most_scores);
+}
+int attention(const AttentionOutput<S>* p, T* workspace) {
+  return kernels::attention(*p, workspace, machine, most_scores);
+}
+int64_t attention_gradient_workspace(const AttentionGradient<S>* p) {
+  return kernels::attention_workspace(*p, machine, most_scores);
+}
+int attention_gradient(const AttentionGradient<S>* p, T* workspace) {
+  return kernels::attention(*p, workspace, machine, most_scores);
+}
 int apply_function(int f, int64_t n, const S* x, S* y) {
   return kernels::apply_function(static_cast<Function>(f), n, x, y, machine);
 }
@@ -124,6 +147,7 @@ int shuffle_from_ended_lane() { return launch_faulty(shuffle_from_ended_lane_ker
 int shuffle_from_absent_lane() { return launch_faulty(shuffle_from_absent_lane_kernel, 32); }
 int too_many_threads() { return launch_faulty(diverged_barrier_kernel, 1025); }
 int missing_barrier(int* y) { return kernels::launch(missing_barrier_kernel, 1, 64, 0, machine, y); }
+int missing_wait(const int* x, int* y) { return kernels::launch(missing_wait_kernel, 1, 32, 0, machine, x, y); }
 
 void emulator_reverse(int on) { simt::reversed = on; }
 void emulator_record(int on) {

@@ -54,6 +54,12 @@ constexpr size_t STACK_BYTES = 64 << 10, SHARED_BYTES = 48 << 10, MOST_SHARED_BY
 
 enum class State { ready, at_barrier, in_warp, at_condition, ended };
 
+struct Copy {
+  void* to;
+  const void* from;
+  int bytes;
+};
+
 struct Thread {
   State state;
   bool started;
@@ -64,6 +70,7 @@ struct Thread {
   int source;                       // the lane it reads,
   uint64_t given, taken;            // its own value and the one it reads
   std::function<bool()> condition;  // what a thread at a condition waits for
+  std::vector<Copy> copies;         // begun, and not yet waited for
 };
 
 struct Launch {        // what a launch asked for, kept in `recorded` instead of being run
@@ -126,6 +133,7 @@ inline void thread_body() {
 
 inline void make_ready(Thread& t) {
   t.state = State::ready;
+  t.copies.clear();
   if (t.started) return;
   if (!t.stack) t.stack = std::make_unique<char[]>(STACK_BYTES);
   getcontext(&t.start);
@@ -274,6 +282,19 @@ inline cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shar
 inline void fail(const char* message) {
   failure = message;
   siglongjmp(fault, 1);
+}
+
+// A copy to shared memory is made at the earliest moment, and backwards at the latest one.
+inline void wait_for_copies() {
+  std::vector<Copy>& copies = threads[running].copies;
+  for (const Copy& copy : copies) memcpy(copy.to, copy.from, copy.bytes);
+  copies.clear();
+}
+inline void begin_copy(void* to, const void* from, int bytes) {
+  if (reinterpret_cast<uintptr_t>(to) % bytes || reinterpret_cast<uintptr_t>(from) % bytes)
+    fail("a copy to shared memory that is not aligned");
+  threads[running].copies.push_back({to, from, bytes});
+  if (!reversed) wait_for_copies();
 }
 
 template <class T>

@@ -13,6 +13,11 @@ def products(machine):
         checks.check_linear_forward(machine, m, n, k, special=True)
     a = checks.random(2, 20, 6, dtype=machine.dtype)[..., ::2]
     checks.check_matmul(machine, a, checks.random(2, 5, 3, dtype=machine.dtype).mT)
+    for m, n, k in [(36, 30, 20), (64, 64, 20), (60, 63, 17), (128, 128, 270), (120, 127, 17)]:  # of every tile
+        for a, b in checks.transpositions(m, n, k, machine.dtype):
+            checks.check_matmul(machine, a, b)
+    for m, n in [(64, 64), (128, 128), (120, 127)]:
+        checks.check_linear_forward(machine, m, n, 17, "silu")
 
 
 def linear_forward(machine):
@@ -26,6 +31,13 @@ def linear_gradients(machine):
         checks.check_linear_backward(machine, 9, 20, 3, activation)
         if machine.dtype.itemsize == 2:
             checks.check_linear_backward(machine, 4097, 2, 1, activation)
+
+
+def attention(machine):
+    for mask, is_causal in [(None, False), (None, True), ("added", False), ("allowed", False)]:
+        checks.check_attention(machine, checks.attention_operands(machine, (2,), 5, 9, 4, 3, mask), is_causal)
+    operands = checks.attention_operands(machine, (1,), 130, 140, 2, 1)
+    checks.check_attention(machine, operands, is_causal=True)
 
 
 def functions(machine):

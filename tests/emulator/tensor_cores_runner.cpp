@@ -60,7 +60,7 @@ int plan(const TensorCoreProduct<BFloat16>* p, int multiprocessors, int64_t* fou
   return 1;
 }
 void tile_at(int down, int across, int batch, int64_t index, int* found) {
-  const kernels::TileAt at = kernels::tile_at({down, across, batch, 1}, index);
+  const kernels::TileAt at = kernels::tile_at(kernels::TensorCoreGrid{down, across, batch, 1}, index);
   found[0] = at.down, found[1] = at.across, found[2] = at.batch;
 }
 uint64_t matrix_descriptor(uint32_t address, int major) {

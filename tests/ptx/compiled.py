@@ -89,6 +89,9 @@ class InterpretedProducts(CompiledKernels):
         for name, kernel in chosen.items():
             assert any(_bits_written(instruction) == 128 for instruction in kernel.code), name
 
+    def test_attention(self, machine):
+        small.attention(machine)
+
     def test_linear_forward(self, machine):
         small.linear_forward(machine)
 

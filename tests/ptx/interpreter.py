@@ -14,6 +14,7 @@ from .parse import BITS
 from .values import APPROXIMATE, FLOATING, INTEGER, UNARY, UNSIGNED, compare, numpy_type
 
 WARP = 32
+COPIES = {"ca": ("4", "8", "16"), "cg": ("16",)}  # how many bytes each kind of cp.async moves
 
 
 class Launch:
@@ -308,11 +309,13 @@ class Launch:
         """cp.async copies at once; cp.async.wait_all has nothing to wait for."""
         if opcode[1:] == ("async", "wait_all"):
             return
-        if opcode[1:] != ("async", "cg", "shared", "global") or operands[2] != "16":
+        width = operands[2]
+        if opcode[1] != "async" or opcode[3:] != ("shared", "global") or width not in COPIES[opcode[2]]:
             raise NotImplementedError
-        for offset in range(0, 16, 4):
+        together = {"4": ("b32",), "8": ("v2", "b32"), "16": ("v4", "b32")}[width]
+        for offset in range(0, int(width), 4):
             (to, addresses), (source, from_there) = (
-                self._space((space, "v4", "b32"), operand, offset, act)
+                self._space((space, *together), operand, offset, act)
                 for space, operand in (("shared", operands[0]), ("global", operands[1]))
             )
             to.store(addresses, source.load(from_there, 4))
