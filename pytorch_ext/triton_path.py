@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from packaging.version import Version
+from torch.compiler import is_dynamo_compiling
 
 MINIMUM = "3.6"  # the oldest that the tests have run with
 INSTALL = f"pip install 'triton>={MINIMUM}'"
@@ -107,7 +108,7 @@ class Launchers:
         at_once, operator = launcher(name), getattr(torch.ops.pytorch_ext_triton, name)
 
         def call(first, *arguments, **options):
-            traced = type(first) not in PLAIN or torch._C._len_torch_dispatch_stack()
+            traced = is_dynamo_compiling() or type(first) not in PLAIN or torch._C._len_torch_dispatch_stack()
             return (operator if traced else at_once)(first, *arguments, **options)
 
         setattr(self, name, call)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from accuracy import assert_same_bits
 from conftest import needs_interpreter
+from test_autograd_nodes import check_compiled_autograd, each_call
 
 import pytorch_ext
 import pytorch_ext.functional as F
@@ -83,3 +84,9 @@ def test_second_derivatives_of_any_arguments_are_torch_s(kind, wanted):
     expected = torch.autograd.grad(penalty(activation(torch.nn.functional.linear(*tensors))), leaves)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace")
+@each_call
+def test_compiled_autograd_gives_eager_s_bits(name):
+    check_compiled_autograd(name)

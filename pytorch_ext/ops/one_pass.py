@@ -6,13 +6,14 @@ waits for, that kernel looks itself, and touches nothing where it finds a 1.
 """
 
 import torch
+from torch.compiler import is_dynamo_compiling
 
 from ..triton_path import PLAIN, kernels
 
 
 def holds_numbers(t):
     """Whether a tensor holds numbers now: tracing replaces tensors by fake ones, and records what a mode sees."""
-    return type(t) in PLAIN and not torch._C._len_torch_dispatch_stack()
+    return not is_dynamo_compiling() and type(t) in PLAIN and not torch._C._len_torch_dispatch_stack()
 
 
 def is_one(grad):
@@ -31,9 +32,9 @@ class InAdvance:
         without the backward pass or the other way round: replayed alone, a backward pass would meet what its last
         replay left."""
         none = [None] * len(mask)
-        if torch.is_grad_enabled() or not any(self.gradients[i] is not None for i, wanted in enumerate(mask) if wanted):
+        if torch.is_grad_enabled() or not holds_numbers(grad):
             return none
-        if not holds_numbers(grad) or self.capture != capture_number([grad]):
+        if all(g is None for g in self.gradients) or self.capture != capture_number([grad]):
             return none
         taken = [g if wanted else None for g, wanted in zip(self.gradients, mask, strict=True)]
         self.gradients = [None if wanted else g for g, wanted in zip(self.gradients, mask, strict=True)]
