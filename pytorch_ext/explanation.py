@@ -98,6 +98,7 @@ class Operators(TorchDispatchMode):
     def __init__(self, recorder):
         super().__init__()
         self.recorder, self.rows = recorder, []
+        self.differentiated = set()  # the calls of which the backward pass has come
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         start = now(tree_leaves(args))
@@ -111,8 +112,20 @@ class Operators(TorchDispatchMode):
             if namespace in OURS:
                 path, why = taken(name, tensors, args[0] if name.endswith("_backward") else result)
                 op = name
-            self.rows.append((start, made_row(self.recorder.layers.of(tensors), op, path, why, tensors, seconds)))
+            called_by = self.layer_of_forward_pass(base, tensors[0])
+            layer = self.recorder.layers.of(tensors) or called_by
+            self.rows.append((start, made_row(layer, op, path, why, tensors, seconds)))
         return result
+
+    def layer_of_forward_pass(self, name, grad):
+        """The layer whose call this differentiates, which may not need the layer's parameters: backward passes come in
+        the reverse order of the calls."""
+        for i, call in reversed(list(enumerate(self.recorder.calls))):
+            is_its = isinstance(call.result, torch.Tensor) and call.result.shape == grad.shape
+            if is_its and name == f"{call.op}_backward" and i not in self.differentiated:
+                self.differentiated.add(i)
+                return call.layer
+        return ""
 
     def why(self, name):
         """Why an operator of torch runs."""

@@ -31,6 +31,13 @@ def test_a_converted_model_s_kernels_and_what_is_left_to_torch():
     torch.testing.assert_close(model.state_dict(), weights, rtol=0, atol=0)  # BatchNorm's statistics too
 
 
+def test_backward_passes_bear_the_names_of_their_layers():
+    """Those too that need no weight, as the first layer's: its input has no gradient."""
+    model = pytorch_ext.nn.Sequential(*(pytorch_ext.nn.Linear(5, 5) for _ in range(3)))
+    report = pytorch_ext.explain(model, torch.randn(4, 5))
+    assert [layer for layer, op in rows(report) if op == "linear_backward"] == ["2", "1", "0"]
+
+
 def test_bytes_are_those_of_arguments_and_results():
     model = pytorch_ext.nn.Linear(3, 5)
     (row,) = [row for row in pytorch_ext.explain(model, torch.randn(4, 3)) if row.op == "linear"]

@@ -1,5 +1,7 @@
 """The launchers as functions of torch tensors, on any machine; results are tensors in the machine's memory."""
 
+import math
+
 import torch
 
 from .arguments import ACTIVATIONS, FUNCTIONS, LOSSES, REDUCTIONS
@@ -63,7 +65,7 @@ def _attention(machine, query, key, value, mask, is_causal, scale):
     if mask is not None:
         mask = mask.expand(*mask.shape[:-2], query.shape[-2], key.shape[-2])
         setattr(p, "allowed" if mask.dtype == torch.bool else "added", _heads(machine, mask, batch))
-    p.is_causal, p.scale = is_causal, query.shape[-1] ** -0.5 if scale is None else scale
+    p.is_causal, p.scale = is_causal, 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     return p, batch
 
 
