@@ -1,7 +1,10 @@
 """A converted model in several processes: data parallel, sharded and split over gloo; workers of a DataLoader."""
 
 import copy
+import os
 import socket
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,6 +41,15 @@ def step(model, optimizer, x):
     optimizer.step()
 
 
+def finish(state, folder, rank):
+    """Ends the process when both are done. Its group is not destroyed: torch does that with the GIL held, and waits for
+    ever for gloo's thread where that is about to ask for the GIL."""
+    torch.save(state, f"{folder}/{rank}.pt")
+    while not Path(folder, f"{1 - rank}.pt").exists():
+        time.sleep(0.01)
+    os._exit(0)
+
+
 def one_of_two(rank, port, folder):
     """Trains on half of every batch."""
     torch.set_num_threads(1)
@@ -47,8 +59,7 @@ def one_of_two(rank, port, folder):
     optimizer = optim.SGD(parallel.parameters(), lr=0.5)
     for x in batches():
         step(parallel, optimizer, x.chunk(2)[rank])
-    torch.save(model.state_dict(), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    finish(model.state_dict(), folder, rank)
 
 
 def trained_alone():
@@ -87,8 +98,7 @@ def sharded(rank, port, folder, kind):
     for x in batches():
         step(model, optimizer, x.chunk(2)[rank] if kind == "fully_shard" else x)
     state = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in model.named_parameters()}
-    torch.save({name: p.detach().clone() for name, p in state.items()}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    finish({name: p.detach().clone() for name, p in state.items()}, folder, rank)
 
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="there is no gloo")
