@@ -120,6 +120,8 @@ class Operators(TorchDispatchMode):
     def layer_of_forward_pass(self, name, grad):
         """The layer whose call this differentiates, which may not need the layer's parameters: backward passes come in
         the reverse order of the calls."""
+        if not name.endswith("_backward"):
+            return ""
         for i, call in reversed(list(enumerate(self.recorder.calls))):
             is_its = isinstance(call.result, torch.Tensor) and call.result.shape == grad.shape
             if is_its and name == f"{call.op}_backward" and i not in self.differentiated:

@@ -3,6 +3,8 @@
 A bounded part of the scores is there at any time: those of some heads, or of some queries of one.
 """
 
+import math
+
 import torch
 import triton.language as tl
 
@@ -239,4 +241,4 @@ def accumulate(total, chunk, is_first):
 
 def factor(query, scale):
     """What the queries are multiplied by."""
-    return 1 / query.shape[-1] ** 0.5 if scale is None else scale
+    return 1 / math.sqrt(query.shape[-1]) if scale is None else scale

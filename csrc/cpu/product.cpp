@@ -29,7 +29,6 @@ constexpr int64_t NEAREST_CACHE_BYTES = 32 << 10;
 constexpr int64_t PANELS_TO_PACK_A = 5, TILES_TO_PACK_B = 3;
 
 INLINE_HD bool is_power_of_2(int64_t a) { return (a & (a - 1)) == 0; }
-INLINE_HD int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Memory that a thread keeps from call to call.
 class Buffer {

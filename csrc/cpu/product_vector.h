@@ -163,13 +163,12 @@ compute_t<S> inner_product(int64_t K, const S* x, const S* y) {
   constexpr int64_t lanes = Vector<T>::size, group = lanes * PRODUCT_CHUNK;
   const int64_t whole = K / PRODUCT_CHUNK, rest = whole * PRODUCT_CHUNK;
   Scratch<T> sums(whole + 1);
-  cpu::parallel_for((whole + lanes - 1) / lanes, ELEMENTS_PER_THREAD / group + 1,
-                    [=, &sums](int64_t begin, int64_t end) {
-                      for (int64_t g = begin; g < end; g++) {
-                        const int64_t count = smaller(whole - g * lanes, lanes);
-                        inner_products(x + g * group, y + g * group, count, sums.data() + g * lanes);
-                      }
-                    });
+  cpu::parallel_for(ceil_div(whole, lanes), ELEMENTS_PER_THREAD / group + 1, [=, &sums](int64_t begin, int64_t end) {
+    for (int64_t g = begin; g < end; g++) {
+      const int64_t count = smaller(whole - g * lanes, lanes);
+      inner_products(x + g * group, y + g * group, count, sums.data() + g * lanes);
+    }
+  });
   int64_t chunks = whole;
   if (rest < K || K == 0) {
     T sum(0);

@@ -10,10 +10,6 @@
 namespace pytorch_ext::PYTORCH_EXT_ISA {
 namespace {
 
-// Queries of a block: its scores of a thousand keys fit a core's second cache. For the gradients, whose sums over the
-// queries are cut into the chunks of a product, a block is such a chunk.
-constexpr int64_t QUERIES_PER_BLOCK = 128;
-
 template <class T>
 void fill(T* x, int64_t count, T value) {
   for (int64_t i = 0; i < count; i++) x[i] = value;
@@ -107,7 +103,7 @@ double work(const Attention<T>& p, int64_t queries) {
 template <class T>
 void scaled_dot_product_attention(const AttentionOutput<T>& call) {
   const Attention<T>& p = call.of;
-  const int64_t blocks = (p.queries + QUERIES_PER_BLOCK - 1) / QUERIES_PER_BLOCK;
+  const int64_t blocks = ceil_div(p.queries, QUERIES_PER_BLOCK);
   const int64_t rows = smaller(p.queries, QUERIES_PER_BLOCK);
   each_task(p.heads * blocks, work(p, rows), [&](int64_t begin, int64_t end) {
     Scratch<T, 8192> scratch(rows * (p.keys + p.width));
@@ -134,7 +130,7 @@ void scaled_dot_product_attention_gradient(const AttentionGradient<T>& call) {
       T* dk = call.dk ? call.dk + h * p.keys * p.width : nullptr;
       T* dv = call.dv ? call.dv + h * p.keys * p.value_width : nullptr;
       const MatrixView<T> g = call.grad.of(h), k = p.k.of(h), v = p.v.of(h);
-      for (int64_t first = 0; first < p.queries; first += PRODUCT_CHUNK) {
+      for (int64_t first = 0; first < p.queries; first += PRODUCT_CHUNK) {  // as the sums over the queries are cut
         const Block<T> block(p, h, first, PRODUCT_CHUNK);
         const int64_t keys = block.keys, count = block.count;
         const MatrixView<T> dout{g.data + first * g.row, g.row, g.column};

@@ -27,6 +27,11 @@ struct Attention {
   S scale;
 };
 
+// Queries of a block of the output, on a device too: with causality its sums leave out the keys that none of its
+// queries sees, which shows where such a key is NaN. On the CPU its scores of a thousand keys fit a core's second
+// cache.
+constexpr int64_t QUERIES_PER_BLOCK = 128;
+
 template <class S>
 struct AttentionOutput {
   Attention<S> of;

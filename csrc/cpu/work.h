@@ -10,5 +10,6 @@ constexpr double WORK_PER_THREAD = 3e5;
 
 INLINE_HD int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE_HD int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+INLINE_HD int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace pytorch_ext::PYTORCH_EXT_ISA

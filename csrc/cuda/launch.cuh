@@ -19,6 +19,10 @@ template <class I>
 INLINE_HD constexpr I smaller(I a, I b) {
   return a < b ? a : b;
 }
+template <class I>
+INLINE_HD constexpr I larger(I a, I b) {
+  return a > b ? a : b;
+}
 
 // The number of the thread among all of the launch, and how many there are; for grids in x alone.
 __device__ __forceinline__ int64_t global_thread() {

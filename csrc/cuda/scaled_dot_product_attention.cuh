@@ -20,9 +20,9 @@ class AttentionSteps {
   AttentionSteps(const Attention<T>& p, int64_t block, int arrays, int64_t most_scores, T* workspace, Device device)
       : p_(p), device_(device), runs_(workspace != nullptr) {
     const int64_t most = most_scores / arrays;
-    rows_ = p.is_causal ? block : block * larger(1, most / (block * p.keys));
+    rows_ = p.is_causal ? block : block * larger<int64_t>(1, most / (block * p.keys));
     rows_ = smaller(rows_, p.queries);
-    at_once_ = smaller(p.heads, larger(1, most / (rows_ * p.keys)));
+    at_once_ = smaller(p.heads, larger<int64_t>(1, most / (rows_ * p.keys)));
     T* at = workspace;
     auto take = [&](int64_t elements) {
       elements = ceil_div(elements, 64) * 64;  // what follows begins as aligned as this
@@ -136,7 +136,6 @@ class AttentionSteps {
   ScoreRows rows{};
 
  private:
-  static constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
   template <class Launch>
   void step(Launch&& launch) {
     if (runs_ && error_ == cudaSuccess) error_ = launch();
@@ -155,9 +154,6 @@ class AttentionSteps {
   T *scaled_, *scores_[2] = {}, *of_products_;
   cudaError_t error_ = cudaSuccess;
 };
-
-// Queries of a block on the CPU: what a causal block does not see is no term of its sums.
-constexpr int64_t CAUSAL_QUERIES = 128;
 
 template <class T>
 cudaError_t run(const AttentionOutput<T>& call, AttentionSteps<T>& steps) {
@@ -201,7 +197,7 @@ cudaError_t run(const AttentionGradient<T>& call, AttentionSteps<T>& steps) {
 
 template <class T>
 AttentionSteps<T> steps_of(const AttentionOutput<T>& call, int64_t most_scores, T* workspace, Device device) {
-  return {call.of, CAUSAL_QUERIES, 1, most_scores, workspace, device};
+  return {call.of, QUERIES_PER_BLOCK, 1, most_scores, workspace, device};
 }
 template <class T>
 AttentionSteps<T> steps_of(const AttentionGradient<T>& call, int64_t most_scores, T* workspace, Device device) {

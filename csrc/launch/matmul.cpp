@@ -70,15 +70,21 @@ bool is_single_product(const Tensor& input, const Tensor& other) {
   return input.dim() <= 2 && other.dim() <= 2 && !has_stock_products(input);
 }
 
-// A B as a tensor of these sizes; undefined where no kernel covers it.
+// The product as a tensor of these sizes; undefined where no kernel covers it.
+template <class S>
+Tensor computed(TensorCoreProduct<S> p, const Tensor& like, at::IntArrayRef sizes) {
+  if (!covers_product(like, p)) return Tensor();
+  Tensor C = empty(sizes, like);
+  p.C = mutable_data<S>(C);
+  run_product(like, p);
+  return C;
+}
+
+// A B, likewise.
 Tensor multiply(const Matrix& A, const Matrix& B, at::IntArrayRef sizes) {
   Tensor C;
   WITH_STORAGE_TYPE("matmul", A.of.scalar_type(), [&] {
-    TensorCoreProduct<S> p{{A.rows, B.columns, A.columns, A.view<S>(), B.view<S>(), nullptr, B.columns}};
-    if (!covers_product(A.of, p)) return;
-    C = empty(sizes, A.of);
-    p.C = mutable_data<S>(C);
-    run_product(A.of, p);
+    C = computed<S>({{A.rows, B.columns, A.columns, A.view<S>(), B.view<S>(), nullptr, B.columns}}, A.of, sizes);
   });
   return C;
 }
@@ -148,10 +154,8 @@ Tensor product_of(const Tensor& A, const Tensor& B) {
   WITH_STORAGE_TYPE("matmul", A.scalar_type(), [&] {
     TensorCoreProduct<S> p{{rows, N, K, view<S>(a), view<S>(B), nullptr, N}};
     std::array<Tensor, 2> offsets;
-    if ((count != 1 && !place_batch(p, A, B, batch, count, offsets)) || !covers_product(A, p)) return;
-    C = empty(with_matrix(batch, M, N), A);
-    p.C = mutable_data<S>(C);
-    run_product(A, p);
+    if (count != 1 && !place_batch(p, A, B, batch, count, offsets)) return;
+    C = computed(p, A, with_matrix(batch, M, N));
   });
   return C.defined() ? C : at::matmul(A, B);
 }

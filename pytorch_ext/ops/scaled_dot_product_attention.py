@@ -140,9 +140,7 @@ def composed(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_g
             attn_mask = attn_mask.unsqueeze(-3) if one else attn_mask.unflatten(-3, sharing)
     output = in_one_kernel(query, key, value, attn_mask, dropout_p, is_causal, scale)
     if output is None:
-        if scale is None:
-            scale = 1 / math.sqrt(query.shape[-1]) if query.shape[-1] else 1.0
-        weights = attention_weights(matmul(query * scale, key.mT), attn_mask, is_causal)
+        weights = attention_weights(matmul(query * factor(query, scale), key.mT), attn_mask, is_causal)
         if dropout_p > 0:
             weights = dropout(weights, dropout_p)
         output = matmul(weights, value)
@@ -161,6 +159,13 @@ def in_one_kernel(query, key, value, attn_mask, dropout_p, is_causal, scale):
         return None
     fused = getattr(traceable(query, key, value), OP, None)
     return fused and fused(query, key, value, attn_mask, is_causal, scale)
+
+
+def factor(query, scale):
+    """What the queries are multiplied by; without a scale and without columns that makes no difference."""
+    if scale is not None:
+        return scale
+    return 1 / math.sqrt(query.shape[-1]) if query.shape[-1] else 1.0
 
 
 def sizes(*tensors):
@@ -234,12 +239,11 @@ def attention_backward(grad, query, key, value, attn_mask, is_causal, scale, mas
         return launchers.scaled_dot_product_attention_backward(*tensors, attn_mask, is_causal, scale, mask)
 
     def compose(grad, query, key, value):
-        factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-        scaled = query * factor
+        scaled = query * factor(query, scale)
         weights = attention_weights(scaled @ key.mT, attn_mask, is_causal, torch.softmax)
         dweights = grad @ value.mT
         dscores = weights * (dweights - (weights * dweights).sum(-1, keepdim=True))
-        dquery, dkey, dvalue = dscores @ key * factor, dscores.mT @ scaled, weights.mT @ grad
+        dquery, dkey, dvalue = dscores @ key * factor(query, scale), dscores.mT @ scaled, weights.mT @ grad
         return dquery.sum_to_size(query.shape), dkey.sum_to_size(key.shape), dvalue.sum_to_size(value.shape)
 
     return with_composed_derivative(kernel, compose, grad, query, key, value)
