@@ -13,6 +13,7 @@ from pytorch_ext.functional import matmul
 
 SHAPES = [
     ((3,), (3,)),
+    ((9000,), (9000,)),
     ((300,), (300, 5)),
     ((4, 3), (3,)),
     ((1, 1), (1, 1)),

@@ -180,7 +180,8 @@ def adam_step(
 
 def gradient_norm(grads):
     """The norm of the per-tensor norms, each the root of a sum of squares by the sum rule: a number on the device."""
-    total = sum_rows(norms_of(grads).view(1, -1), squares=True)
+    norms = norms_of(grads).view(1, -1)
+    total = sum_rows(norms, times=norms)
     launch(square_root_kernel, (1,), total)
     return total.view(())
 

@@ -1,4 +1,4 @@
-"""Sums over dimensions of a tensor: bias gradients, and the gradients of broadcast arguments."""
+"""Sums over dimensions of a tensor: bias gradients, the gradients of broadcast arguments, dot products."""
 
 import torch
 import triton.language as tl
@@ -12,8 +12,10 @@ SEGMENT = n.SUM_SEGMENT.value
 
 
 @device_function
-def sum_segments(x_ptr, first, exists, count, end, x_element, SQUARES: tl.constexpr, PAIRS: tl.constexpr):
+def sum_segments(x_ptr, y_ptr, first, exists, count, end, x_element, y_element, PAIRS: tl.constexpr):
     """(PAIRS, 1) sums of the segments that begin at `first` of `count` elements at x_ptr, none longer than `end`.
+
+    Where y_ptr is not None each element is multiplied by that at y_ptr.
 
     Element i goes to lane i mod 64, ascending; then the lanes are halved.
     """
@@ -22,19 +24,24 @@ def sum_segments(x_ptr, first, exists, count, end, x_element, SQUARES: tl.conste
     for step in range(0, end, SUM_LANES):
         i = first + (step + lane)
         x = n.widen(tl.load(x_ptr + i * x_element, mask=exists & (i < count), other=0.0))
-        lanes += x * x if SQUARES else x  # no lane is ever -0: to add +0 beyond the end changes nothing
+        if y_ptr is not None:
+            x *= n.widen(tl.load(y_ptr + i * y_element, mask=exists & (i < count), other=0.0))
+        lanes += x  # no lane is ever -0: to add +0 beyond the end changes nothing
     return fold_lanes(lanes)
 
 
-# s[p] = the sum of segment p mod S of row p div S. For a MEAN it is divided, as over_divisor does.
+# s[p] = the sum of segment p mod S of row p div S, of x or of x y. For a MEAN it is divided, as over_divisor does.
 @kernel
 def sum_segments_kernel(
-    x_ptr, s_ptr, divisor_ptr, pairs, segments, count, x_row, x_element, divisor,
-    SQUARES: tl.constexpr, MEAN: tl.constexpr, PAIRS: tl.constexpr,
+    x_ptr, y_ptr, s_ptr, divisor_ptr, pairs, segments, count, x_row, x_element, y_row, y_element, divisor,
+    MEAN: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     p = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)[:, None]
     first, end = p % segments * SUM_SEGMENT, min(count, SUM_SEGMENT)
-    s = sum_segments(x_ptr + p // segments * x_row, first, p < pairs, count, end, x_element, SQUARES, PAIRS)
+    row = p // segments
+    if y_ptr is not None:
+        y_ptr += row * y_row
+    s = sum_segments(x_ptr + row * x_row, y_ptr, first, p < pairs, count, end, x_element, y_element, PAIRS)
     if MEAN:
         s = over_divisor(s, divisor_ptr, divisor)
     tl.store(s_ptr + p, n.narrow(s, s_ptr.dtype.element_ty), mask=p < pairs)
@@ -49,12 +56,12 @@ def sum_segments_of_tensors_kernel(
     p = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)[:, None]
     owner, first, count = chunk_of(table_ptr, p, pairs, tensors, 1, SUM_SEGMENT)
     x_ptr = array(table_ptr, 0, owner, tensors, x_ptr, False)
-    s = sum_segments(x_ptr, first, p < pairs, count, end, 1, SQUARES, PAIRS)
+    s = sum_segments(x_ptr, x_ptr if SQUARES else None, first, p < pairs, count, end, 1, 1, PAIRS)
     tl.store(s_ptr + p, n.sqrt(s) if ROOT else s, mask=p < pairs)
 
 
-def sum_rows(x, dtype=None, divisor=None, squares=False):
-    """The sums of x (rows, count), or of its squares, over its last dimension, in ``dtype`` or its own.
+def sum_rows(x, dtype=None, divisor=None, times=None):
+    """The sums of x (rows, count), or of the products ``x * times``, over its last dimension, in ``dtype`` or its own.
 
     With a divisor they are means: a number, or a tensor of one in the type that x is computed in.
     """
@@ -68,9 +75,9 @@ def sum_rows(x, dtype=None, divisor=None, squares=False):
     on_device = isinstance(divisor, torch.Tensor)
     launch(
         sum_segments_kernel, (blocks(sums.numel(), PAIRS),),
-        x, sums, divisor if on_device else None, sums.numel(), segments, count, *x.stride(),
-        0 if on_device else divisor or 0,
-        SQUARES=squares, MEAN=last and divisor is not None, PAIRS=PAIRS,
+        x, times, sums, divisor if on_device else None, sums.numel(), segments, count, *x.stride(),
+        *(x if times is None else times).stride(), 0 if on_device else divisor or 0,
+        MEAN=last and divisor is not None, PAIRS=PAIRS,
     )  # fmt: skip
     return sums.view(rows) if last else sum_rows(sums, dtype, divisor)
 

@@ -1,4 +1,5 @@
-// Sums by the sum rule over one index of an array of three: what the gradient of a broadcast argument is.
+// Sums by the sum rule: over one index of an array of three, which is the gradient of a broadcast argument, and the dot
+// product of two vectors.
 #pragma once
 
 #include "../numerics/kinds.h"
@@ -16,10 +17,23 @@ struct SliceSum {
   S* y;
 };
 
-#define PYTORCH_EXT_DECLARE(isa)         \
-  namespace isa {                        \
-  template <class S>                     \
-  void sum_slices(const SliceSum<S>& p); \
+// *result = the sum of x[i * x_stride] * y[i * y_stride] over i < count, each product rounded.
+template <class S>
+struct DotProduct {
+  int64_t count;
+  const S* x;
+  int64_t x_stride;
+  const S* y;
+  int64_t y_stride;
+  S* result;
+};
+
+#define PYTORCH_EXT_DECLARE(isa)            \
+  namespace isa {                           \
+  template <class S>                        \
+  void sum_slices(const SliceSum<S>& p);    \
+  template <class S>                        \
+  void dot_product(const DotProduct<S>& p); \
   }
 PYTORCH_EXT_EACH_ISA(PYTORCH_EXT_DECLARE)
 #undef PYTORCH_EXT_DECLARE

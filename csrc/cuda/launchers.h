@@ -62,6 +62,8 @@ void dropout(const Dropout<S>& p, Queue& queue);
 template <class S>
 void sum_slices(const SliceSum<S>& p, Queue& queue);
 template <class S>
+void dot_product(const DotProduct<S>& p, Queue& queue);
+template <class S>
 bool elementwise_loss(const ElementwiseLossArrays<S>& p,
                       Queue& queue);  // true; what is no probability stops the device
 template <class S>

@@ -1,9 +1,10 @@
-// matmul: torch.matmul's shapes, each one a batch of products, and their gradients, which are products too.
+// matmul: torch.matmul's shapes, each one a batch of products, or a dot product; the gradients are products too.
 #include <ATen/ops/empty.h>
 #include <ATen/ExpandUtils.h>
 #include <ATen/TensorUtils.h>
 #include <ATen/ops/matmul.h>
 
+#include "../cpu/reduce.h"
 #include "batch.h"
 #include "reduce.h"
 #include "tensor_cores.h"
@@ -160,8 +161,19 @@ Tensor product_of(const Tensor& A, const Tensor& B) {
   return C.defined() ? C : at::matmul(A, B);
 }
 
+// Of two vectors: a sum and no product, so that it is read as fast as memory gives.
+Tensor dot_product_of(const Tensor& x, const Tensor& y) {
+  Tensor result = empty({}, x);
+  WITH_STORAGE_TYPE("matmul", x.scalar_type(), [&] {
+    RUN_KERNEL(x, dot_product<S>)
+    (DotProduct<S>{x.size(0), data<S>(x), x.stride(0), data<S>(y), y.stride(0), mutable_data<S>(result)});
+  });
+  return result;
+}
+
 Tensor matmul_forward(const Tensor& input, const Tensor& other) {
   check_matmul("matmul", input, other);
+  if (input.dim() == 1 && other.dim() == 1) return dot_product_of(input, other);
   if (is_single_product(input, other)) {
     Tensor output = multiply(left(input), right(other), output_sizes(input, other));
     if (output.defined()) return output;

@@ -116,6 +116,10 @@ def check_sum_slices(machine, x):
     check_all(machine, [ops.sum_slices(machine, x)], [expected], f"the sum of {x.shape}, strides {x.stride()}")
 
 
+def check_dot_product(machine, x, y):
+    check_all(machine, [ops.dot_product(machine, x, y)], [matmul(x, y)], f"the dot product of {len(x)}")
+
+
 def check_batch_offsets(machine, t):
     """t: numbers that count the elements of its storage."""
     offsets = ops.batch_offsets(machine, t).tensor

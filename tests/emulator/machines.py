@@ -37,6 +37,7 @@ LAUNCHERS = {  # their parameters, but for the workspace: what a launcher that n
     "activation_gradient": [INTEGER, INTEGER, POINTER, POINTER, POINTER],
     "dropout": STRUCT,
     "sum_slices": STRUCT,
+    "dot_product": STRUCT,
     "elementwise_loss": STRUCT,
     "softmax": STRUCT,
     "softmax_gradient": STRUCT,

@@ -145,6 +145,16 @@ def sum_slices(machine, x):
     return y.tensor
 
 
+def dot_product(machine, x, y):
+    result = machine.memory.empty()
+    p = machine.structures.DotProduct(len(x))
+    p.x, p.x_stride = machine.memory.put(x), x.stride(0)
+    p.y, p.y_stride = machine.memory.put(y), y.stride(0)
+    p.result = result.address
+    machine.call("dot_product", p)
+    return result.tensor
+
+
 def elementwise_loss(
     machine,
     loss,

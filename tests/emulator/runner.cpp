@@ -6,6 +6,7 @@
 
 #include "../../csrc/cuda/activation.cuh"
 #include "../../csrc/cuda/cross_entropy.cuh"
+#include "../../csrc/cuda/dot_product.cuh"
 #include "../../csrc/cuda/dropout.cuh"
 #include "../../csrc/cuda/elementwise.cuh"
 #include "../../csrc/cuda/elementwise_loss.cuh"
@@ -100,6 +101,8 @@ int dropout(const Dropout<S>* p) { return kernels::dropout(*p, machine); }
 
 int64_t sum_slices_workspace(const SliceSum<S>* p) { return kernels::sum_slices_workspace(*p); }
 int sum_slices(const SliceSum<S>* p, T* workspace) { return kernels::sum_slices(*p, workspace, machine); }
+int64_t dot_product_workspace(const DotProduct<S>* p) { return kernels::dot_product_workspace(*p); }
+int dot_product(const DotProduct<S>* p, T* workspace) { return kernels::dot_product(*p, workspace, machine); }
 
 int64_t elementwise_loss_workspace(const ElementwiseLossArrays<S>* p) {
   return kernels::elementwise_loss_workspace(*p);

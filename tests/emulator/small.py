@@ -89,6 +89,9 @@ def sums(machine):
     for x in (checks.random(2, 70, 40, special=True), checks.random(1, 4100, 3)):
         checks.check_sum_slices(machine, x.to(machine.dtype))
         checks.check_sum_slices(machine, x.to(machine.dtype).mT.contiguous().mT)
+    x, y = (checks.random(4100, special=special, dtype=machine.dtype) for special in (True, False))
+    checks.check_dot_product(machine, x, y)
+    checks.check_dot_product(machine, x[1::3], y[:1].expand(1367))
 
 
 def updates(machine):

@@ -72,6 +72,7 @@ def products():
     linear((5, 7, 257), (33, 3, 20), (1, 1, 1), activation="gelu")
     linear((40, 70, 300), activation="relu")
     compare("matmul_forward", random(2, 20, 6)[..., ::2], random(2, 5, 3).mT)
+    compare("matmul_forward", random(4500), random(9000)[::2])
     compare("matmul_backward", random(2, 20, 5), random(2, 20, 3), random(3, 5), [True] * 2)
 
 

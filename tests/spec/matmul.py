@@ -2,11 +2,17 @@
 
 import numpy as np
 
-from .orders import product, sum_columns
+from .arithmetic import ieee
+from .orders import product, sum_columns, sum_row
 
 
 def forward(input, other):
-    """A product for every matrix of the broadcast batch; a vector is a row on the left, a column on the right."""
+    """A product for every matrix of the broadcast batch; a vector is a row on the left, a column on the right.
+
+    The dot product of two vectors is a sum, by the sum rule, of their rounded products.
+    """
+    if input.ndim == other.ndim == 1:
+        return dot_product(input, other)
     A, B = as_matrices(input, other)
     C = product(A, B)
     return C.reshape(
@@ -34,6 +40,11 @@ def backward(grad, input, other):
     else:
         dB = sum_to_shape(product(transposed(A), g), B.shape)
     return dA.reshape(input.shape), dB.reshape(other.shape)
+
+
+@ieee
+def dot_product(x, y):
+    return sum_row(np.asarray(x, np.float32) * np.asarray(y, np.float32))
 
 
 def as_matrices(input, other):
