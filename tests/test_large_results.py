@@ -1,4 +1,4 @@
-"""Large CPU results lie in memory that is kept for the next one: it is reused, given back, and an ordinary tensor's."""
+"""CPU results, large and small ones, lie in memory that is kept: it is reused, given back, and an ordinary tensor's."""
 
 import os
 import pickle
@@ -123,3 +123,31 @@ def test_threads_share_what_is_kept():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_small_results_lie_in_blocks_of_their_own_that_are_used_again():
+    x = torch.randn(4, 3)
+    kept = [F.relu(x) for _ in range(100)]  # more than a thread keeps
+    assert len({y.data_ptr() for y in kept}) == 100
+    assert all(y.data_ptr() % 64 == 0 and torch.equal(y, torch.relu(x)) for y in kept)
+    place = kept.pop().data_ptr()
+    assert F.relu(x).data_ptr() == place
+    grown = kept.pop().resize_(1000, 1000).fill_(2)
+    assert grown.sum() == 2_000_000
+    assert torch.equal(F.relu(x).share_memory_(), torch.relu(x))
+
+
+def test_small_results_are_freed_by_any_thread_and_after_their_own():
+    x, results = torch.randn(4, 3), []
+
+    def work():
+        results.extend(F.relu(x) for _ in range(50))
+        del results[:25]  # another thread's too
+
+    for _ in range(4):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert len(results) == 100 and all(torch.equal(y, torch.relu(x)) for y in results)
+    results.clear()
+    assert len({F.relu(x).data_ptr() for _ in range(3)}) == 1

@@ -1,5 +1,7 @@
 #include "product.h"
 
+#include <numeric>
+
 #include "dtypes.h"
 #include "parallel.h"
 #include "product_block.h"
@@ -25,8 +27,16 @@ constexpr int64_t PACKED_B_BYTES = 1 << 20, PACKED_A_BYTES = 192 << 10;
 constexpr int64_t TOTAL_BYTES = 1 << 20;
 // A chunk of B up to this size stays in the nearest cache, so that C can be written row after row.
 constexpr int64_t NEAREST_CACHE_BYTES = 32 << 10;
-// Packing A pays when this many panels of B read it, packing B when more than so many tiles do.
+// Packing A pays when this many panels of B read it, packing B when so many tiles do.
 constexpr int64_t PANELS_TO_PACK_A = 5, TILES_TO_PACK_B = 3;
+
+// Lines of memory so many bytes apart share a set of the nearest cache, where few stay.
+constexpr int64_t SET_DISTANCE = 4096, LINES_IN_A_SET = 4;
+// Whether so many lines, `distance` bytes apart, stay in the nearest cache, and their pages in what translates them.
+bool stay_near(int64_t lines, int64_t distance) {
+  return 0 < distance && distance < SET_DISTANCE &&
+         lines * std::gcd(distance, SET_DISTANCE) <= LINES_IN_A_SET * SET_DISTANCE;
+}
 
 INLINE_HD bool is_power_of_2(int64_t a) { return (a & (a - 1)) == 0; }
 
@@ -96,7 +106,9 @@ void multiply_cached(const Block<S>& p, TileShape shape) {
   constexpr int lanes = Vector<T>::size;
   const int64_t width = shape.width(lanes), panels = ceil_div(p.N, width), tiles = ceil_div(p.M, shape.rows);
   const bool pack_a = panels >= PANELS_TO_PACK_A && p.M > 1;
-  const bool b_in_place = SUMS_IN_C<S> && p.B.column == 1 && tiles < TILES_TO_PACK_B;
+  const int64_t depth = smaller(p.K, PRODUCT_CHUNK);
+  const bool b_in_place =
+      SUMS_IN_C<S> && p.B.column == 1 && (tiles < TILES_TO_PACK_B || stay_near(depth, p.B.row * int64_t(sizeof(T))));
   const int64_t row_step = larger(1, PACKED_A_BYTES / int64_t(sizeof(T)) / PRODUCT_CHUNK / shape.rows) * shape.rows;
 
   T* total;
@@ -106,7 +118,6 @@ void multiply_cached(const Block<S>& p, TileShape shape) {
   else
     total = kept_totals.get<T>(p.M * p.N);
 
-  const int64_t depth = smaller(p.K, PRODUCT_CHUNK);
   const bool rows_outside = panels * width * depth * int64_t(sizeof(T)) <= NEAREST_CACHE_BYTES;
   T* packed = packed_b.get<T>(panels * width * depth);
   int64_t k = 0;

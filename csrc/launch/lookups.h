@@ -4,6 +4,7 @@
 
 #include <torch/csrc/utils/pybind.h>
 
+#include <algorithm>
 #include <vector>
 
 namespace pytorch_ext {
@@ -26,16 +27,19 @@ class Lookups {
         lists_.push_back({own(list), i, own(i < PyList_GET_SIZE(list) ? PyList_GET_ITEM(list, i) : nullptr)});
     return list;
   }
-  bool unchanged() const {
-    for (const Entry& e : entries_)
-      if (_PyDict_GetItem_KnownHash(e.dict.ptr(), e.key.ptr(), e.hash) != e.value.ptr()) return false;
+  bool unchanged() {
+    if (!versions_are_same()) {
+      for (const Entry& e : entries_)
+        if (_PyDict_GetItem_KnownHash(e.dict.ptr(), e.key.ptr(), e.hash) != e.value.ptr()) return false;
+      keep_versions();
+    }
     for (const Item& e : lists_) {
       const bool inside = e.index < PyList_GET_SIZE(e.list.ptr());
       if ((inside ? PyList_GET_ITEM(e.list.ptr(), e.index) : nullptr) != e.value.ptr()) return false;
     }
     return true;
   }
-  void forget() { entries_.clear(), lists_.clear(); }
+  void forget() { entries_.clear(), lists_.clear(), versions_.clear(); }
 
  private:
   using Owned = pybind11::object;
@@ -50,9 +54,32 @@ class Lookups {
     Py_ssize_t index;
     Owned value;
   };
+  // A dictionary's version is another one after every change; Python 3.12 made it private.
+  struct Version {
+    PyObject* dict;  // an entry's
+    uint64_t number;
+  };
+#if PY_VERSION_HEX < 0x030C0000
+  static uint64_t version_of(PyObject* dict) { return reinterpret_cast<PyDictObject*>(dict)->ma_version_tag; }
+  bool versions_are_same() const {
+    for (const Version& v : versions_)
+      if (version_of(v.dict) != v.number) return false;
+    return !versions_.empty();
+  }
+  void keep_versions() {
+    versions_.clear();
+    for (const Entry& e : entries_)
+      if (std::none_of(versions_.begin(), versions_.end(), [&](auto& v) { return v.dict == e.dict.ptr(); }))
+        versions_.push_back({e.dict.ptr(), version_of(e.dict.ptr())});
+  }
+#else
+  bool versions_are_same() const { return false; }
+  void keep_versions() {}
+#endif
   bool keep_;
   std::vector<Entry> entries_;
   std::vector<Item> lists_;
+  std::vector<Version> versions_;
 };
 
 }  // namespace pytorch_ext

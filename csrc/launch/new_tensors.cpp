@@ -130,16 +130,64 @@ class LargeAllocator final : public c10::Allocator {
   void copy_data(void* to, const void* from, size_t count) const override { default_copy_data(to, from, count); }
 };
 
-c10::Allocator* allocator_for(size_t bytes) {
+c10::Allocator* large_allocator() {
   static LargeAllocator large;
-  return bytes >= PAGE ? &large : c10::GetCPUAllocator();
+  return &large;
 }
 void free_kept() { kept().free(); }
 
 #else
-c10::Allocator* allocator_for(size_t) { return c10::GetCPUAllocator(); }
+constexpr size_t PAGE = SIZE_MAX;
+c10::Allocator* large_allocator() { return nullptr; }
 void free_kept() {}
 #endif
+
+// Blocks of a cache line, for losses and the like, which a thread keeps: aligned memory costs malloc more time than a
+// small kernel takes.
+class SmallBlocks {
+ public:
+  static constexpr size_t BYTES = 64;
+  static constexpr int MOST = 32;
+
+  ~SmallBlocks() {
+    while (count_ > 0) std::free(blocks_[--count_]);
+    count_ = MOST;  // what is freed later is not kept
+  }
+  void* take() { return 0 < count_ && count_ < MOST ? blocks_[--count_] : std::aligned_alloc(BYTES, BYTES); }
+  void keep(void* block) {
+    if (count_ < MOST - 1)
+      blocks_[count_++] = block;
+    else
+      std::free(block);
+  }
+
+ private:
+  void* blocks_[MOST];
+  int count_ = 0;
+};
+thread_local SmallBlocks small_blocks;
+
+void release_small(void* block) {
+  c10::profiledCPUMemoryReporter().Delete(block);
+  small_blocks.keep(block);
+}
+
+class SmallAllocator final : public c10::Allocator {
+ public:
+  c10::DataPtr allocate(size_t bytes) override {
+    void* block = bytes <= SmallBlocks::BYTES ? small_blocks.take() : nullptr;  // resize_() may ask for more
+    if (!block) return c10::GetCPUAllocator()->allocate(bytes);
+    c10::profiledCPUMemoryReporter().New(block, SmallBlocks::BYTES);
+    return {block, block, &release_small, c10::Device(c10::kCPU)};
+  }
+  void copy_data(void* to, const void* from, size_t count) const override { default_copy_data(to, from, count); }
+};
+
+c10::Allocator* allocator_for(size_t bytes) {
+  static SmallAllocator small;
+  if (0 < bytes && bytes <= SmallBlocks::BYTES) return &small;
+  return bytes >= PAGE ? large_allocator() : c10::GetCPUAllocator();
+}
 
 // Whether torch wants to fill what is new: then it has to make it.
 bool torch_fills() {

@@ -143,8 +143,7 @@ void for_each_dtype(const std::vector<Parameter>& found, Describe&& describe, Ru
   for (at::ScalarType dtype : {at::kFloat, at::kDouble, at::kBFloat16, at::kHalf}) {
     if (std::none_of(found.begin(), found.end(), [&](auto& p) { return p.value.scalar_type() == dtype; })) continue;
     WITH_STORAGE_TYPE("optim", dtype, [&] {
-      std::vector<KernelTensor<S>> tensors;
-      tensors.reserve(found.size());
+      c10::SmallVector<KernelTensor<S>, 8> tensors;
       for (size_t i = 0; i < found.size(); i++)
         if (found[i].value.scalar_type() == dtype) tensors.push_back(describe(S(), i));
       run(S(), tensors.data(), static_cast<int64_t>(tensors.size()));
@@ -222,15 +221,15 @@ void initialise_adam(const Parameter& p, PyObject* state, bool amsgrad) {
 double steps_done(const Tensor& step) {
   if (!is_ordinary(step) || !step.is_cpu() || step.is_inference() || step.numel() != 1) return -1;
   if (step.scalar_type() != at::kFloat && step.scalar_type() != at::kDouble) return -1;
-  double t = step.scalar_type() == at::kFloat ? *step.const_data_ptr<float>() : *step.const_data_ptr<double>();
+  const double t = step.scalar_type() == at::kFloat ? *data<float>(step) : *data<double>(step);
   return t >= 0 && t < 0x1p53 && t == std::floor(t) ? t : -1;
 }
 
 // step += 1 in the tensor's own dtype; the new value.
 int64_t count_step(const Tensor& step) {
   written(step);
-  if (step.scalar_type() == at::kFloat) return static_cast<int64_t>(*step.mutable_data_ptr<float>() += 1);
-  return static_cast<int64_t>(*step.mutable_data_ptr<double>() += 1);
+  if (step.scalar_type() == at::kFloat) return static_cast<int64_t>(*mutable_data<float>(step) += 1);
+  return static_cast<int64_t>(*mutable_data<double>(step) += 1);
 }
 
 }  // namespace

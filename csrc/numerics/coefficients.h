@@ -25,8 +25,10 @@ AdamRule<T> adam_rule(double lr, double beta1, double beta2, double eps, double 
 // checkpoints resume.
 inline double power(double base, int64_t exponent) {
   double result = 1;
-  for (; exponent > 0; exponent /= 2, base *= base)
-    if (exponent % 2) result *= base;
+  for (; exponent > 0; exponent /= 2, base *= base) {
+    const double factors[] = {1, base};  // a branch would often be foreseen wrongly
+    result *= factors[exponent % 2];
+  }
   return result;
 }
 
