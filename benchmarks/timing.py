@@ -1,7 +1,8 @@
 """Times of several providers of one computation, measured side by side.
 
 Providers take turns, so that whatever disturbs the machine disturbs all of them. A round in which the process did not
-get the processor (wall time well above CPU time) is thrown away and repeated. On a GPU its own clock counts.
+get the processor (wall time well above CPU time) is thrown away and repeated; where the times of one provider still lie
+far apart, all take as many turns again. On a GPU its own clock counts.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 ROUNDS, MOST_DISTURBED = 9, 27
+WIDE = 0.1  # a spread of so much of the median asks for more rounds
 TARGET_SECONDS = 0.02  # of one provider in one round
 
 
@@ -73,7 +75,9 @@ def compare(providers, device="cpu", rounds=ROUNDS):
             calls[name] = calls_per_round(function, device)
     seconds = {name: [] for name in providers}
     disturbed = dict.fromkeys(providers, 0)
-    for _ in range(rounds):
+    for turn in range(2 * rounds):
+        if turn == rounds and all(s.spread < WIDE * s.median for s in map(summary, seconds.values())):
+            break
         for name, function in providers.items():
             with around[name]():
                 wall, cpu = run_round(function, calls[name], device)
@@ -84,6 +88,6 @@ def compare(providers, device="cpu", rounds=ROUNDS):
     return {name: summary(times, disturbed[name]) for name, times in seconds.items()}
 
 
-def summary(times, disturbed):
+def summary(times, disturbed=0):
     low, middle, high = statistics.quantiles(times, n=4) if len(times) > 1 else times * 3
     return Timing(middle, (high - low) / 2, disturbed)

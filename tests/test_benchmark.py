@@ -1,5 +1,6 @@
 """`make bench`: what it measures, what it writes, and that every goal it missed is explained."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -47,6 +48,22 @@ def test_a_context_surrounds_the_rounds_of_its_provider_only():
 
     timing.compare({"ours": look("ours"), "inside": providers.in_medium_precision(look("inside"))}, rounds=1)
     assert seen == {"ours": {"highest"}, "inside": {"medium"}}
+
+
+@pytest.mark.parametrize(("times", "rounds"), [([1.0], 9), ([1.0, 1.05], 9), ([1.0, 2.0], 18)])
+def test_times_that_lie_far_apart_take_more_rounds(monkeypatch, times, rounds):
+    clock = itertools.cycle(times)
+    taken = []
+
+    def run_round(function, calls, device):
+        taken.append(function())
+        return (next(clock), 1.0) if taken[-1] == "ours" else (1.0, 1.0)
+
+    monkeypatch.setattr(timing, "calls_per_round", lambda function, device: 1)
+    monkeypatch.setattr(timing, "run_round", run_round)
+    monkeypatch.setattr(timing, "is_disturbed", lambda wall, cpu: False)
+    timing.compare({name: lambda name=name: name for name in ("ours", "stock")})
+    assert taken.count("ours") == taken.count("stock") == rounds
 
 
 @needs_native
