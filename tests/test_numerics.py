@@ -126,10 +126,23 @@ def test_a_product_of_two_terms_is_an_exact_fma(each_cpu):
 
 @needs_native
 @pytest.mark.parametrize("n", [40_000, 70_007])
-def test_long_inner_products_are_those_of_one_thread(each_cpu, n):
+def test_long_products_of_a_row_and_a_column_are_those_of_one_thread(each_cpu, n):
     x, y = torch.randn(2, n)
+    x, y = x[None], y[:, None]
     results = each_cpu(lambda: [F.matmul(x, y)])
-    results["specification"] = [torch.from_numpy(orders.product(x[None].numpy(), y[:, None].numpy())).reshape(())]
+    results["specification"] = [torch.from_numpy(orders.product(x.numpy(), y.numpy()))]
+    assert_all_same_bits(results)
+
+
+@needs_native
+@pytest.mark.parametrize("n", [40_000, 70_007])
+def test_long_dot_products_are_those_of_one_thread(each_cpu, n):
+    x, y = torch.randn(2, n)
+    results = each_cpu(lambda: [F.matmul(x, y), F.matmul(x[::3], y[: (n + 2) // 3])])
+    results["specification"] = [
+        torch.from_numpy(np.asarray(orders.sum_row(a.numpy() * b.numpy())))
+        for a, b in [(x, y), (x[::3], y[: (n + 2) // 3])]
+    ]
     assert_all_same_bits(results)
 
 
