@@ -72,6 +72,17 @@ class TrainStep:
         loss = self._run(input, target)
         return self._observed(input, target) if loss is None else loss
 
+    @property
+    def path(self):
+        """How the last step ran: "loop", "native" on a CPU; on a device "one launch of N blocks", or "launches: " and
+        why they are several."""
+        if self.reason is not None:
+            return "loop"
+        if next(self.model.parameters()).device.type == "cpu":
+            return "native"
+        blocks = self._native.blocks()
+        return f"one launch of {blocks} blocks" if blocks else f"launches: {self._native.reason()}"
+
     def _observed(self, input, target):
         """A step that hooks or the profiler see: they come between the gradients and the update."""
         updates = self._native.updates_next()

@@ -8,7 +8,8 @@
 
 namespace pytorch_ext::PYTORCH_EXT_ISA {
 
-constexpr int PORTABLE_CLUSTER = 8;  // blocks that every device with clusters has room for
+// Blocks that every device with clusters has room for, and how many some have.
+constexpr int PORTABLE_CLUSTER = 8, LARGEST_CLUSTER = 16;
 
 __device__ __forceinline__ int cluster_rank() {
 #if __CUDA_ARCH__ >= 900
@@ -70,24 +71,44 @@ __device__ __forceinline__ void cluster_barrier() {
   cluster_wait();
 }
 
+// configure() for clusters of so many blocks; `attribute` lives as long as the configuration.
+template <class... Parameters>
+cudaError_t configure_clusters(void (*kernel)(Parameters...), int64_t blocks, int cluster, int threads,
+                               int64_t shared_bytes, Device device, cudaLaunchAttribute& attribute,
+                               cudaLaunchConfig_t& config) {
+  const cudaError_t error = configure(kernel, blocks, threads, shared_bytes, device, config);
+  if (error != cudaSuccess) return error;
+  attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  if (cluster <= PORTABLE_CLUSTER) return cudaSuccess;
+  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+}
+
+// How many clusters of so many blocks the device has room for at the same time.
+template <class... Parameters>
+cudaError_t active_clusters(void (*kernel)(Parameters...), int cluster, int threads, int64_t shared_bytes,
+                            Device device, int* clusters) {
+  cudaLaunchConfig_t config;
+  cudaLaunchAttribute attribute;
+  const cudaError_t error =
+      configure_clusters(kernel, cluster, cluster, threads, shared_bytes, device, attribute, config);
+  return error != cudaSuccess ? error : cudaOccupancyMaxActiveClusters(clusters, kernel, &config);
+}
+
 // Runs a kernel on `blocks` blocks in x, a multiple of `cluster`, so many in each; one in each needs no device of 9.0.
 template <class... Parameters, class... Arguments>
 cudaError_t launch_clusters(void (*kernel)(Parameters...), int64_t blocks, int cluster, int threads,
                             int64_t shared_bytes, Device device, Arguments... arguments) {
   if (cluster == 1) return launch(kernel, blocks, threads, shared_bytes, device, arguments...);
   cudaLaunchConfig_t config;
-  cudaError_t error = configure(kernel, blocks, threads, shared_bytes, device, config);
-  if (error == cudaSuccess && cluster > PORTABLE_CLUSTER)
-    error =
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-  if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, arguments...);
+  cudaLaunchAttribute attribute;
+  const cudaError_t error =
+      configure_clusters(kernel, blocks, cluster, threads, shared_bytes, device, attribute, config);
+  return error != cudaSuccess ? error : cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
 }  // namespace pytorch_ext::PYTORCH_EXT_ISA

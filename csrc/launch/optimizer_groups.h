@@ -4,6 +4,7 @@
 #include <functional>
 
 #include "../cpu/optimizers.h"
+#include "../cuda/train_steps.h"
 #include "kernel.h"
 #include "lookups.h"
 
@@ -32,6 +33,12 @@ class OptimizerGroup {
   virtual void step() = 0;
   // Whether step() may be called again without reading: every tensor is as it was in read().
   virtual bool fits() const = 0;
+  // Adds the rule, its numbers for so many steps, and the state of everything read to training steps in one launch.
+  // False where there are more rules than these have room for.
+  using ParameterOf = std::function<StepParameter*(const Tensor&)>;
+  virtual bool add_to(TrainSteps& p, int steps, const ParameterOf& parameter_of) const = 0;
+  // So many steps were taken outside: as step() leaves the state that is no tensor of the device.
+  virtual void stepped(int64_t steps) = 0;
 
  protected:
   bool fits(const Tensor& state, const Parameter& p) const;
@@ -43,6 +50,8 @@ class SgdGroup final : public OptimizerGroup {
   bool read(PyObject* group, GroupReader& reader) override;
   void step() override;
   bool fits() const override;
+  bool add_to(TrainSteps& p, int steps, const ParameterOf& parameter_of) const override;
+  void stepped(int64_t steps) override;
 
  private:
   double lr_, momentum_, dampening_, weight_decay_;
@@ -56,6 +65,8 @@ class AdamGroup final : public OptimizerGroup {
   bool read(PyObject* group, GroupReader& reader) override;
   void step() override;
   bool fits() const override;
+  bool add_to(TrainSteps& p, int steps, const ParameterOf& parameter_of) const override;
+  void stepped(int64_t steps) override;
 
  private:
   struct State {

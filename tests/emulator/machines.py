@@ -46,6 +46,7 @@ LAUNCHERS = {  # their parameters, but for the workspace: what a launcher that n
     "adam_step": [POINTER, *LIST],
     "gradient_norm": [*LIST, POINTER],
     "clip_gradients": [*LIST, REAL, POINTER],
+    "train_steps": [POINTER, INTEGER, INTEGER],
 }
 
 
@@ -55,7 +56,8 @@ def compiler():
 
 def storage_flags(dtype):
     """What runner.cpp is compiled with for tensors of `dtype`."""
-    return [f"-DSTORAGE={STORAGE[dtype]}", *(["-DSTORAGE_OF_16_BITS"] if dtype.itemsize == 2 else [])]
+    more = ["-DSTORAGE_OF_16_BITS"] * (dtype.itemsize == 2) + ["-DSTORAGE_IS_FLOAT"] * (dtype == torch.float32)
+    return [f"-DSTORAGE={STORAGE[dtype]}", *more]
 
 
 def compile_runner(folder, dtype, fma_flags=()):

@@ -19,6 +19,9 @@
 #endif
 #include "../../csrc/cuda/softmax.cuh"
 #include "../../csrc/cuda/sum_slices.cuh"
+#if defined(STORAGE_IS_FLOAT)
+#include "../../csrc/cuda/train_steps.cuh"
+#endif
 
 using namespace pytorch_ext;
 namespace kernels = pytorch_ext::PYTORCH_EXT_ISA;
@@ -155,6 +158,16 @@ int gradient_norm(const GradTensor<S>* tensors, int64_t count, T* norm, T* works
 int clip_gradients(const GradTensor<S>* tensors, int64_t count, double max_norm, const T* norm) {
   return kernels::clip_gradients(tensors, count, static_cast<T>(max_norm), norm, machine);
 }
+
+#if defined(STORAGE_IS_FLOAT)
+int64_t train_steps_workspace(const TrainSteps* p, int64_t rows) { return kernels::train_steps_workspace(*p, rows); }
+// By so many blocks, or as many as the work is worth.
+int train_steps(TrainSteps* p, int64_t rows, int64_t blocks, float* workspace) {
+  if (steps::plan(*p, rows, {machine.shared_bytes, kernels::LARGEST_CLUSTER}, static_cast<int>(blocks)))
+    return cudaErrorInvalidConfiguration;
+  return kernels::train_steps(*p, rows, workspace, machine);
+}
+#endif
 
 #if !defined(__CUDACC__)
 void fma_floats(int64_t n, const float* a, const float* b, const float* c, float* y) {
