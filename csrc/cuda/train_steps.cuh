@@ -44,12 +44,13 @@ class StepBlock {
         backward(step, l);
         if (l > p.first_trained + 1) cluster_barrier();
       }
-      // A block's weights may change when all others have read them; those of the first layer nobody else reads.
-      if (last > p.first_trained) cluster_arrive();
-      __syncthreads();
-      update(step, first, p.first_trained);
-      if (last > p.first_trained) cluster_wait();
-      for (int l = p.first_trained + 1; l <= last; l++) update(step, first, l);
+      cluster_arrive();
+      __syncthreads();  // for the gradients that other threads of the block have written
+      for (int l = p.first_trained; l <= last; l++) {
+        update(step, first, l);
+        // Weights may change when all blocks have read them; those of the first layer no other block reads.
+        if (l == p.first_trained) cluster_wait();
+      }
     }
     __syncthreads();
     for (int l = p.first_trained; l < p.layers; l++)

@@ -367,7 +367,8 @@ void AdamGroup::stepped(int64_t steps) {
   for (size_t i = 0; i < found_.size(); i++) {
     const State& s = states_[i];
     for (int64_t step = 0; step < steps; step++) count_step(s.step);
-    for (const Tensor* t : {&found_[i].value, &s.exp_avg, &s.exp_avg_sq, &s.max_exp_avg_sq}) written(*t);
+    const Tensor& value = found_[i].value;
+    for (const Tensor* t : {&value, &s.exp_avg, &s.exp_avg_sq, &s.max_exp_avg_sq}) written(*t);
   }
 }
 

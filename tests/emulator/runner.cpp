@@ -191,6 +191,7 @@ int cluster(int size, int fault, int* y) {
   return with_fault[fault](size, y);
 }
 
+void emulator_leave_out(int barrier) { simt::left_out = barrier; }
 void emulator_reverse(int on) { simt::reversed = on; }
 void emulator_record(int on) {
   simt::recording = on;

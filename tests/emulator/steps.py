@@ -1,6 +1,5 @@
 """Training steps in one launch, on any machine: the arguments of csrc/cuda/train_steps.h and what they must give."""
 
-import ctypes
 from ctypes import Structure, c_bool, c_float, c_int, c_int64, c_void_p
 
 import torch
@@ -76,7 +75,9 @@ def state_of(p, memory, optimizer):
         for parameter, size in ((layer.weight, layer.inputs * layer.outputs), (layer.bias, layer.outputs)):
             parameter.first = not p.is_adam
             for i in range(count if parameter.value else 0):
-                parameter.state[i] = memory.copy(torch.zeros(size) if p.is_adam else torch.full((size,), torch.nan)).address
+                parameter.state[i] = memory.copy(
+                    torch.zeros(size) if p.is_adam else torch.full((size,), torch.nan)
+                ).address
 
 
 def loss_of(p, memory, loss, targets):
