@@ -13,6 +13,7 @@ namespace pytorch_ext::PYTORCH_EXT_ISA {
 
 constexpr int STEP_WARPS = STEP_THREADS / WARP;
 using StepRow = WarpRow<0, 1>;  // of the predictions
+static_assert(steps::MOST_ROWS <= SUM_SEGMENT && steps::MOST_CLASSES <= SUM_SEGMENT);
 
 // What one block does. Between blocks there are the barriers of run() alone.
 class StepBlock {

@@ -77,6 +77,8 @@ constexpr int THREADS = 256;
 constexpr int SLAB = 8704;      // floats: room for 64 rows of 4 x 32 columns, and 4 more
 constexpr int PARTIALS = 4096;  // 16 sums of each thread
 constexpr int MOST_SEGMENTS = 64;
+constexpr int MOST_OUTPUTS = 4 * THREADS;             // of a block in a layer
+constexpr int MOST_ROWS = 4096, MOST_CLASSES = 4096;  // sums of one segment
 // What a block needs beside weights and states: two slabs, sums of chunks and of groups of chunks, segments of a loss,
 // and the sum of class weights.
 constexpr int WORK = 2 * SLAB + 2 * PARTIALS + MOST_SEGMENTS + 4;
@@ -120,7 +122,7 @@ inline int64_t place(TrainSteps& p, int blocks, bool keeps_states) {
       const int64_t floats = int64_t(rounded_up(p.layer[l - 1].own, 4)) * padded_columns(layer.outputs);
       turned = turned < floats ? floats : turned;
     }
-    if (at > INT32_MAX / 8) return INT64_MAX;
+    if (at > INT32_MAX / 8 || layer.own > MOST_OUTPUTS) return INT64_MAX;
   }
   p.turned_at = static_cast<int>(at);
   p.work_at = static_cast<int>(at + turned);
@@ -144,7 +146,9 @@ inline int64_t multiplications(const TrainSteps& p, int64_t rows) {
 // would be slower than on the whole device, has no plan: the reason, or null. With `exactly` so many blocks, not zero,
 // it only has to fit.
 inline const char* plan(TrainSteps& p, int64_t rows, const Room& room, int exactly) {
-  if (rows > 4096 || (!p.of_classes && rows * p.layer[p.layers - 1].outputs > int64_t(4096) * MOST_SEGMENTS))
+  const int64_t outputs = p.layer[p.layers - 1].outputs;
+  if (p.of_classes && outputs > MOST_CLASSES) return "there are too many classes";
+  if (rows > MOST_ROWS || (!p.of_classes && rows * outputs > int64_t(MOST_ROWS) * MOST_SEGMENTS))
     return "the batch is too large";
   const int64_t work = multiplications(p, rows);
   bool fits = false;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 
 #include "../cpu/optimizers.h"
 #include "../cuda/train_steps.h"
@@ -17,6 +18,8 @@ struct GroupReader {
   // The gradient of a parameter, undefined where it has none.
   std::function<Tensor(const Tensor&)> gradient_of = [](const Tensor& parameter) { return parameter.grad(); };
   bool obeys_hints = true;  // `foreach` and `fused` ask for stock's implementation
+  // Momentum buffers that were made and hold nothing yet; null where nothing is read again before it takes a step.
+  std::shared_ptr<std::vector<Tensor>> unwritten = nullptr;
 };
 
 struct Parameter {
@@ -56,8 +59,10 @@ class SgdGroup final : public OptimizerGroup {
  private:
   double lr_, momentum_, dampening_, weight_decay_;
   bool nesterov_, maximize_;
+  void have_written();
   std::vector<Tensor> buffers_;
   std::vector<bool> first_;
+  std::shared_ptr<std::vector<Tensor>> unwritten_;
 };
 
 class AdamGroup final : public OptimizerGroup {

@@ -59,6 +59,7 @@ void Update::read() {
   groups_.clear();
   auto reader = std::make_unique<GroupReader>(GroupReader{nullptr, Lookups(true)});
   reader->obeys_hints = false;
+  reader->unwritten = unwritten_;
   reader->gradient_of = [this](const Tensor& p) {
     for (const Weight* weight : weights_)
       if (weight->value.is_same(p)) return weight->gradient;

@@ -52,6 +52,7 @@ class Update {
   std::vector<const Weight*> weights_;
   std::vector<std::unique_ptr<OptimizerGroup>> groups_;
   std::unique_ptr<GroupReader> reader_;  // null: nothing is read
+  std::shared_ptr<std::vector<Tensor>> unwritten_ = std::make_shared<std::vector<Tensor>>();
 };
 
 }  // namespace pytorch_ext::train
