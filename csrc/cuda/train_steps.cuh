@@ -21,8 +21,8 @@ class StepBlock {
   __device__ __forceinline__ explicit StepBlock(const TrainSteps& p)
       : p(p), rank(cluster_rank()), warp(threadIdx.x / WARP), shared(dynamic_shared<float>()) {
     float* at = shared + p.work_at;
-    work = {at, at + 2 * SLAB, at + 2 * SLAB + PARTIALS};
-    segments = at + 2 * SLAB + 2 * PARTIALS;
+    work = {at, at + 2 * SLAB, at + steps::WORK};
+    segments = at + 2 * SLAB + PARTIALS;
     weight_sum = segments + steps::MOST_SEGMENTS;
   }
 

@@ -8,7 +8,7 @@
 #include "../cpu/cross_entropy.h"
 #include "../cpu/elementwise_loss.h"
 #include "../cpu/optimizers.h"
-#include "../numerics/platform.h"
+#include "../numerics/order.h"
 
 namespace pytorch_ext {
 
@@ -79,9 +79,9 @@ constexpr int PARTIALS = 4096;  // 16 sums of each thread
 constexpr int MOST_SEGMENTS = 64;
 constexpr int MOST_OUTPUTS = 4 * THREADS;             // of a block in a layer
 constexpr int MOST_ROWS = 4096, MOST_CLASSES = 4096;  // sums of one segment
-// What a block needs beside weights and states: two slabs, sums of chunks and of groups of chunks, segments of a loss,
-// and the sum of class weights.
-constexpr int WORK = 2 * SLAB + 2 * PARTIALS + MOST_SEGMENTS + 4;
+// What a block needs beside weights and states: two slabs, sums of chunks, segments of a loss, and the sum of class
+// weights. Behind that come the sums of groups of chunks, where a product has several chunks.
+constexpr int WORK = 2 * SLAB + PARTIALS + MOST_SEGMENTS + 4;
 
 // A block multiplies some 64 numbers a cycle. With fewer of them than the first number it mostly waits, and more blocks
 // would wait for each other; with more than the second one the whole device is faster than a cluster. Estimates.
@@ -109,7 +109,7 @@ inline int state_arrays(const StepParameter& x) {
 
 // Places everything for a cluster of so many blocks; the bytes of shared memory.
 inline int64_t place(TrainSteps& p, int blocks, bool keeps_states) {
-  int64_t at = 0, turned = 0;
+  int64_t at = 0, turned = 0, totals = 0;
   for (int l = 0; l < p.layers; l++) {
     StepLayer& layer = p.layer[l];
     layer.own = (layer.outputs + blocks - 1) / blocks;
@@ -118,6 +118,8 @@ inline int64_t place(TrainSteps& p, int blocks, bool keeps_states) {
     at += int64_t(rounded_up(layer.own, 4)) * layer.stride;
     layer.state_at = static_cast<int>(at);
     if (keeps_states) at += int64_t(state_arrays(layer.weight)) * layer.own * layer.stride;
+    if (layer.inputs > PYTORCH_EXT_ISA::PRODUCT_CHUNK || layer.outputs > PYTORCH_EXT_ISA::PRODUCT_CHUNK)
+      totals = PARTIALS;
     if (l > p.first_trained) {
       const int64_t floats = int64_t(rounded_up(p.layer[l - 1].own, 4)) * padded_columns(layer.outputs);
       turned = turned < floats ? floats : turned;
@@ -128,7 +130,7 @@ inline int64_t place(TrainSteps& p, int blocks, bool keeps_states) {
   p.work_at = static_cast<int>(at + turned);
   p.cluster = blocks;
   p.keeps_states = keeps_states;
-  p.shared_bytes = (at + turned + WORK) * static_cast<int64_t>(sizeof(float));
+  p.shared_bytes = (at + turned + WORK + totals) * static_cast<int64_t>(sizeof(float));
   return p.shared_bytes;
 }
 
