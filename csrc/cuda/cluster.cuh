@@ -52,14 +52,14 @@ __device__ __forceinline__ T* in_peer(T* own, [[maybe_unused]] int rank) {
 // seen behind the others' wait. Every arrival is followed by a wait.
 __device__ __forceinline__ void cluster_arrive() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
 #elif !defined(__CUDACC__)
   simt::arrive_at_cluster_barrier();
 #endif
 }
 __device__ __forceinline__ void cluster_wait() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 #elif defined(__CUDACC__)
   __syncthreads();
 #else

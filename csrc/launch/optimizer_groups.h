@@ -83,6 +83,9 @@ class AdamGroup final : public OptimizerGroup {
   std::vector<State> states_;
 };
 
+// Adam's counter: step += 1 in the tensor's own dtype; the new value.
+int64_t count_step(const Tensor& step);
+
 // A tensor's elements are about to change in place.
 inline void written(const Tensor& t) {
   if (t.defined()) t.unsafeGetTensorImpl()->bump_version();
