@@ -9,6 +9,7 @@ import functools
 import providers
 import torch
 from cases import along_rows, optimizer_steps, stock, with_gradients
+from step_cases import training_epochs
 
 import pytorch_ext.functional as F
 from pytorch_ext import backends, optim
@@ -147,4 +148,5 @@ GPU_GROUPS = {
     "gpu_rows": gpu_rows,
     "gpu_elementwise": gpu_elementwise,
     "gpu_optimizers": gpu_optimizers,
+    "gpu_steps": training_epochs,
 }

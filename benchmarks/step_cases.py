@@ -2,6 +2,7 @@
 
 import torch
 from providers import in_medium_precision
+from torch.utils.data import DataLoader, TensorDataset
 
 import pytorch_ext.nn as nn
 from pytorch_ext import TrainStep, optim
@@ -49,6 +50,32 @@ def step(ns, optimizers, case, *, fused, fused_optimizer=False, native=False, co
     return run
 
 
+def epoch(ns, optimizers, case, *, native, batches=64, fused_optimizer=False):
+    """All batches of data in memory: by TrainStep.run, or as a loop over slices; the mean loss."""
+    torch.manual_seed(0)
+    sizes, batch, loss, optimizer, options, last = case
+    model = perceptron(ns, sizes, fused=False, last=getattr(ns, last) if last else None)
+    more = {"fused": True} if fused_optimizer else {}
+    opt, loss_function = getattr(optimizers, optimizer)(model.parameters(), **options, **more), getattr(ns, loss)()
+    x, count = torch.randn(batches * batch, sizes[0]), batches * batch
+    y = torch.randint(0, sizes[-1], (count,)) if loss == "CrossEntropyLoss" else torch.rand(count, sizes[-1])
+    if native:
+        one_call, loader = TrainStep(model, loss_function, opt), DataLoader(TensorDataset(x, y), batch)
+        return lambda: one_call.run(loader)[0]
+
+    def run():
+        total = 0.0
+        for some, wanted in zip(x.split(batch), y.split(batch), strict=True):
+            opt.zero_grad()
+            value = loss_function(model(some), wanted)
+            value.backward()
+            opt.step()
+            total = total + value.detach()
+        return float(total) / batches
+
+    return run
+
+
 def operations_of_a_step(sizes, batch):
     """Three products per layer; the first one needs no gradient of its input."""
     layers = [2 * batch * k * n for k, n in zip(sizes, sizes[1:], strict=False)]
@@ -69,3 +96,14 @@ def training_steps():
         compiled = step(torch.nn, torch.optim, case, fused=False, fused_optimizer=True, compile=True)
         providers["stock, compiled"] = compiled
         yield f"step {name}", providers, {"operations": operations_of_a_step(case[0], case[1])}
+
+
+def training_epochs():
+    """64 steps each, which TrainStep.run gives a device as one launch where the model fits."""
+    for name, case in STEPS.items():
+        providers = {
+            "ours": epoch(nn, optim, case, native=True),
+            "stock": epoch(torch.nn, torch.optim, case, native=False),
+            "stock, fused optimiser": epoch(torch.nn, torch.optim, case, native=False, fused_optimizer=True),
+        }
+        yield f"64 steps {name}", providers, {"operations": 64 * operations_of_a_step(case[0], case[1])}

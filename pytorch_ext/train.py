@@ -78,6 +78,17 @@ class TrainStep:
             _hooked_update(self.optimizer, self._native)
         return loss
 
+    @property
+    def path(self):
+        """How the last step ran: "loop", "native" on a CPU; on a device "one launch of N blocks", or "launches: " and
+        why they are several."""
+        if self.reason is not None:
+            return "loop"
+        if next(self.model.parameters()).device.type == "cpu":
+            return "native"
+        blocks = self._native.blocks()
+        return f"one launch of {blocks} blocks" if blocks else f"launches: {self._native.reason()}"
+
     def run(self, loader, epochs=1, *, progress=False):
         """Train on all batches ``(input, target)`` of ``loader``, ``epochs`` times; the mean loss of each epoch.
 

@@ -5,12 +5,28 @@ import sys
 import op_cases
 import torch
 
+from pytorch_ext import TrainStep
+
+
+def train(device):
+    """Steps as one launch, of one block and of as many as the work is worth."""
+    for sizes, batch in (((5, 6, 3), 7), ((300, 40, 5), 80)):
+        model = torch.nn.Sequential(torch.nn.Linear(*sizes[:2]), torch.nn.GELU(), torch.nn.Linear(*sizes[1:])).to(
+            device
+        )
+        step = TrainStep(model, torch.nn.CrossEntropyLoss(), torch.optim.Adam(model.parameters()))
+        for _ in range(3):
+            step(torch.randn(batch, sizes[0], device=device), torch.randint(3, (batch,), device=device))
+        print(f"TrainStep {sizes}: {step.path}")
+
 
 def main(device="cuda", *ops):
     for op in ops or op_cases.OPS:
         for dtype in (torch.float32, torch.bfloat16):
             count = len(op_cases.run(op, torch.device(device), dtype))
             print(f"{op} {dtype}: {count} cases")
+    if not ops:
+        train(torch.device(device))
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

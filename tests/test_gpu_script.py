@@ -1,5 +1,6 @@
 """What can be known of `make gpu` without a GPU: its stages' commands, its refusals, its record."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def test_the_sanitized_program_runs_every_op():
     environment = {**gpu.os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 2 * len(op_cases.OPS)
+    assert len(done.stdout.splitlines()) == 2 * len(op_cases.OPS) + 2  # and training steps
 
 
 def test_the_gpu_s_benchmark_cases_compute_what_they_say(monkeypatch):
@@ -80,6 +81,15 @@ def test_the_gpu_s_benchmark_cases_compute_what_they_say(monkeypatch):
             for label, result in tensors.items():
                 for a, b in zip(result, tensors["stock"], strict=True):
                     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=f"{label}: {name}")
+
+
+def test_the_gpu_s_benchmark_epochs_train_the_same_models(monkeypatch):
+    gpu_cases = pytest.importorskip("gpu_cases")
+    for name, providers, cost in itertools.islice(gpu_cases.GPU_GROUPS["gpu_steps"](), 4):
+        losses = {label: (run(), run()) for label, run in providers.items()}
+        assert losses["ours"][0] != losses["ours"][1] and cost["operations"] % 64 == 0
+        for found in losses.values():
+            assert found == pytest.approx(losses["stock"], rel=1e-3), name
 
 
 def test_the_gpu_s_benchmark_steps_every_path_s_parameters(monkeypatch):

@@ -76,13 +76,11 @@ struct ClassRow {
   }
 };
 
-// `losses`: the loss of every row, or null.
+// Row `number`, by its threads. `losses`: the loss of every row, or null.
 template <class Row, class S, class L>
-__global__ void __launch_bounds__(Row::block_threads, Row::blocks)
-    class_indices_kernel(ClassificationLoss<S> p, ClassTotals<compute_t<S>> totals, L* losses) {
+__device__ __forceinline__ void class_indices_row(const ClassificationLoss<S>& p,
+                                                  const ClassTotals<compute_t<S>>& totals, int64_t number, L* losses) {
   using T = compute_t<S>;
-  const int64_t number = own_row<Row>();
-  if (number >= p.outer * p.inner || holds_gradients(p)) return;
   const int64_t o = number / p.inner, i = number % p.inner, target = p.indices[number];
   S* dx = p.dinput ? p.dinput + o * p.classes * p.inner + i : nullptr;
   if (target == p.ignore_index) {
@@ -100,6 +98,13 @@ __global__ void __launch_bounds__(Row::block_threads, Row::blocks)
   if (!dx) return;
   const T scale = loss_scale(p.grad, p.reduction, number, totals.divisor), inverse = div(T(1), e.sum);
   e.store(dx, [&](int64_t c, T exponential) { return mul(row.slope(c, mul(exponential, inverse)), scale); });
+}
+
+template <class Row, class S, class L>
+__global__ void __launch_bounds__(Row::block_threads, Row::blocks)
+    class_indices_kernel(ClassificationLoss<S> p, ClassTotals<compute_t<S>> totals, L* losses) {
+  const int64_t number = own_row<Row>();
+  if (number < p.outer * p.inner && !holds_gradients(p)) class_indices_row<Row>(p, totals, number, losses);
 }
 
 template <class Row, class S, class L>

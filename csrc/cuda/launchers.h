@@ -12,6 +12,7 @@
 #include "../cpu/scaled_dot_product_attention.h"
 #include "../cpu/softmax.h"
 #include "tensor_cores.h"
+#include "train_steps.h"
 
 namespace pytorch_ext::cuda {
 
@@ -76,6 +77,9 @@ template <class S>
 void sgd_step(const SgdRule<compute_t<S>>& rule, const SgdTensor<S>* tensors, int64_t count, Queue& queue);
 template <class S>
 void adam_step(const AdamRule<compute_t<S>>& rule, const AdamTensor<S>* tensors, int64_t count, Queue& queue);
+// Training steps of a plan, for batches of at most so many rows, and what their device gives them.
+steps::Room train_steps_room(Queue& queue);
+void train_steps(const TrainSteps& p, int64_t rows, Queue& queue);
 template <class S>
 void gradient_norm(const GradTensor<S>* tensors, int64_t count, compute_t<S>* norm, Queue& queue);
 template <class S>

@@ -44,26 +44,62 @@ __device__ __forceinline__ void own_group(const TensorPart<Tensor>& part, F&& f)
   if (first < tensor.count) f(tensor, first, tensor.count - first);
 }
 
+// The step of the group of elements from `first` on, of which `left` exist. `aligned`: x's arrays are.
+template <class S>
+__device__ __forceinline__ void sgd_step_of_group(const SgdRule<compute_t<S>>& rule, const SgdTensor<S>& x,
+                                                  const ElementGroup<S>& grads, int64_t first, int64_t left,
+                                                  bool aligned) {
+  const bool reads = x.buffer && !x.first;
+  auto params = load_group(x.param + first, left, aligned);
+  ElementGroup<S> buffers = {};
+  if (reads) buffers = load_group(x.buffer + first, left, aligned);
+#pragma unroll
+  for (int j = 0; j < ElementGroup<S>::size; j++) {
+    auto param = widen(params.values[j]), buffer = reads ? widen(buffers.values[j]) : compute_t<S>(0);
+    auto update = [&](compute_t<S>* b) { sgd_update(rule, param, widen(grads.values[j]), b, x.first); };
+    // Not one call with a pointer that may be null: that would put the buffer into local memory.
+    x.buffer ? update(&buffer) : update(nullptr);
+    params.values[j] = narrow<S>(param);
+    buffers.values[j] = narrow<S>(buffer);
+  }
+  store_group(x.param + first, params, left, aligned);
+  if (x.buffer) store_group(x.buffer + first, buffers, left, aligned);
+}
+
+template <class S>
+__device__ __forceinline__ void adam_step_of_group(const AdamRule<compute_t<S>>& rule, const AdamTensor<S>& x,
+                                                   const ElementGroup<S>& grads, int64_t first, int64_t left,
+                                                   bool aligned) {
+  auto params = load_group(x.param + first, left, aligned);
+  auto averages = load_group(x.exp_avg + first, left, aligned);
+  auto squares = load_group(x.exp_avg_sq + first, left, aligned);
+  ElementGroup<S> largest = {};
+  if (x.max_exp_avg_sq) largest = load_group(x.max_exp_avg_sq + first, left, aligned);
+#pragma unroll
+  for (int j = 0; j < ElementGroup<S>::size; j++) {
+    auto param = widen(params.values[j]), m = widen(averages.values[j]), v = widen(squares.values[j]);
+    auto v_max = widen(largest.values[j]);
+    auto update = [&](compute_t<S>* v_largest) {
+      adam_update(rule, x.negative_step_size, x.scale, param, widen(grads.values[j]), m, v, v_largest);
+    };
+    x.max_exp_avg_sq ? update(&v_max) : update(nullptr);  // two calls, as above
+    params.values[j] = narrow<S>(param);
+    averages.values[j] = narrow<S>(m);
+    squares.values[j] = narrow<S>(v);
+    largest.values[j] = narrow<S>(v_max);
+  }
+  store_group(x.param + first, params, left, aligned);
+  store_group(x.exp_avg + first, averages, left, aligned);
+  store_group(x.exp_avg_sq + first, squares, left, aligned);
+  if (x.max_exp_avg_sq) store_group(x.max_exp_avg_sq + first, largest, left, aligned);
+}
+
 template <class S>
 __global__ void __launch_bounds__(UPDATE_THREADS)
     sgd_step_kernel(SgdRule<compute_t<S>> rule, TensorPart<SgdTensor<S>> part) {
   own_group<S>(part, [&](const SgdTensor<S>& x, int64_t first, int64_t left) {
-    const bool aligned = are_aligned(x.param, x.grad, x.buffer), reads = x.buffer && !x.first;
-    auto params = load_group(x.param + first, left, aligned);
-    const auto grads = load_group(x.grad + first, left, aligned);
-    ElementGroup<S> buffers = {};
-    if (reads) buffers = load_group(x.buffer + first, left, aligned);
-#pragma unroll
-    for (int j = 0; j < ElementGroup<S>::size; j++) {
-      auto param = widen(params.values[j]), buffer = reads ? widen(buffers.values[j]) : compute_t<S>(0);
-      auto update = [&](compute_t<S>* b) { sgd_update(rule, param, widen(grads.values[j]), b, x.first); };
-      // Not one call with a pointer that may be null: that would put the buffer into local memory.
-      x.buffer ? update(&buffer) : update(nullptr);
-      params.values[j] = narrow<S>(param);
-      buffers.values[j] = narrow<S>(buffer);
-    }
-    store_group(x.param + first, params, left, aligned);
-    if (x.buffer) store_group(x.buffer + first, buffers, left, aligned);
+    const bool aligned = are_aligned(x.param, x.grad, x.buffer);
+    sgd_step_of_group(rule, x, load_group(x.grad + first, left, aligned), first, left, aligned);
   });
 }
 
@@ -72,29 +108,7 @@ __global__ void __launch_bounds__(UPDATE_THREADS)
     adam_step_kernel(AdamRule<compute_t<S>> rule, TensorPart<AdamTensor<S>> part) {
   own_group<S>(part, [&](const AdamTensor<S>& x, int64_t first, int64_t left) {
     const bool aligned = are_aligned(x.param, x.grad, x.exp_avg, x.exp_avg_sq, x.max_exp_avg_sq);
-    auto params = load_group(x.param + first, left, aligned);
-    const auto grads = load_group(x.grad + first, left, aligned);
-    auto averages = load_group(x.exp_avg + first, left, aligned);
-    auto squares = load_group(x.exp_avg_sq + first, left, aligned);
-    ElementGroup<S> largest = {};
-    if (x.max_exp_avg_sq) largest = load_group(x.max_exp_avg_sq + first, left, aligned);
-#pragma unroll
-    for (int j = 0; j < ElementGroup<S>::size; j++) {
-      auto param = widen(params.values[j]), m = widen(averages.values[j]), v = widen(squares.values[j]);
-      auto v_max = widen(largest.values[j]);
-      auto update = [&](compute_t<S>* v_largest) {
-        adam_update(rule, x.negative_step_size, x.scale, param, widen(grads.values[j]), m, v, v_largest);
-      };
-      x.max_exp_avg_sq ? update(&v_max) : update(nullptr);  // two calls, as above
-      params.values[j] = narrow<S>(param);
-      averages.values[j] = narrow<S>(m);
-      squares.values[j] = narrow<S>(v);
-      largest.values[j] = narrow<S>(v_max);
-    }
-    store_group(x.param + first, params, left, aligned);
-    store_group(x.exp_avg + first, averages, left, aligned);
-    store_group(x.exp_avg_sq + first, squares, left, aligned);
-    if (x.max_exp_avg_sq) store_group(x.max_exp_avg_sq + first, largest, left, aligned);
+    adam_step_of_group(rule, x, load_group(x.grad + first, left, aligned), first, left, aligned);
   });
 }
 

@@ -173,12 +173,27 @@ bool SgdGroup::read(PyObject* group, GroupReader& reader) {
     state[i] = state_of(found_[i], reader);
     if (!state[i] || !read_tensor(found_[i], reader.lookups, state[i], n.momentum_buffer, buffers_[i])) return false;
   }
-  for (size_t i = 0; i < found_.size(); i++)
-    if ((first_[i] = !buffers_[i].defined())) {
+  unwritten_ = reader.unwritten;
+  for (size_t i = 0; i < found_.size(); i++) {
+    if (!buffers_[i].defined()) {
+      first_[i] = true;
       buffers_[i] = at::empty_like(found_[i].value.detach());
       write_state(state[i], n.momentum_buffer, buffers_[i]);
+      if (unwritten_) unwritten_->push_back(buffers_[i]);
+    } else if (unwritten_) {
+      first_[i] = std::any_of(unwritten_->begin(), unwritten_->end(), [&](auto& t) { return t.is_same(buffers_[i]); });
     }
+  }
   return true;
+}
+
+void SgdGroup::have_written() {
+  for (size_t i = 0; i < found_.size(); i++) {
+    auto is_own = [&](const Tensor& t) { return t.is_same(buffers_[i]); };
+    if (first_[i] && unwritten_)
+      unwritten_->erase(std::remove_if(unwritten_->begin(), unwritten_->end(), is_own), unwritten_->end());
+    first_[i] = false;
+  }
 }
 
 bool SgdGroup::fits() const {
@@ -193,10 +208,8 @@ void SgdGroup::step() {
     const Parameter& p = found_[i];
     written(p.value);
     written(buffers_[i]);
-    const bool first = first_[i];
-    first_[i] = false;
     return SgdTensor<S>{p.value.numel(), mutable_data<S>(p.value), data<S>(p.grad), mutable_data<S>(buffers_[i]),
-                        first};
+                        static_cast<bool>(first_[i])};
   };
   for_each_dtype<SgdTensor>(found_, describe, [&](auto storage, auto* tensors, int64_t count) {
     using S = decltype(storage);
@@ -204,6 +217,7 @@ void SgdGroup::step() {
     const auto rule = sgd_rule<T>(lr_, momentum_, dampening_, weight_decay_, nesterov_, maximize_);
     RUN_KERNEL(found_[0].value, sgd_step<S>)(rule, tensors, count);
   });
+  have_written();
 }
 
 namespace {
@@ -225,14 +239,13 @@ double steps_done(const Tensor& step) {
   return t >= 0 && t < 0x1p53 && t == std::floor(t) ? t : -1;
 }
 
-// step += 1 in the tensor's own dtype; the new value.
+}  // namespace
+
 int64_t count_step(const Tensor& step) {
   written(step);
   if (step.scalar_type() == at::kFloat) return static_cast<int64_t>(*mutable_data<float>(step) += 1);
   return static_cast<int64_t>(*mutable_data<double>(step) += 1);
 }
-
-}  // namespace
 
 // The state of a parameter, created where it is empty.
 bool AdamGroup::read_state(const Parameter& p, GroupReader& reader, State& s) {

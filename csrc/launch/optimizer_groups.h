@@ -2,8 +2,10 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 
 #include "../cpu/optimizers.h"
+#include "../cuda/train_steps.h"
 #include "kernel.h"
 #include "lookups.h"
 
@@ -16,6 +18,8 @@ struct GroupReader {
   // The gradient of a parameter, undefined where it has none.
   std::function<Tensor(const Tensor&)> gradient_of = [](const Tensor& parameter) { return parameter.grad(); };
   bool obeys_hints = true;  // `foreach` and `fused` ask for stock's implementation
+  // Momentum buffers that were made and hold nothing yet; null where nothing is read again before it takes a step.
+  std::shared_ptr<std::vector<Tensor>> unwritten = nullptr;
 };
 
 struct Parameter {
@@ -32,6 +36,12 @@ class OptimizerGroup {
   virtual void step() = 0;
   // Whether step() may be called again without reading: every tensor is as it was in read().
   virtual bool fits() const = 0;
+  // Adds the rule, its numbers for so many steps, and the state of everything read to training steps in one launch.
+  // False where there are more rules than these have room for.
+  using ParameterOf = std::function<StepParameter*(const Tensor&)>;
+  virtual bool add_to(TrainSteps& p, int steps, const ParameterOf& parameter_of) const = 0;
+  // So many steps were taken outside: as step() leaves the state that is no tensor of the device.
+  virtual void stepped(int64_t steps) = 0;
 
  protected:
   bool fits(const Tensor& state, const Parameter& p) const;
@@ -43,12 +53,16 @@ class SgdGroup final : public OptimizerGroup {
   bool read(PyObject* group, GroupReader& reader) override;
   void step() override;
   bool fits() const override;
+  bool add_to(TrainSteps& p, int steps, const ParameterOf& parameter_of) const override;
+  void stepped(int64_t steps) override;
 
  private:
   double lr_, momentum_, dampening_, weight_decay_;
   bool nesterov_, maximize_;
+  void have_written();
   std::vector<Tensor> buffers_;
   std::vector<bool> first_;
+  std::shared_ptr<std::vector<Tensor>> unwritten_;
 };
 
 class AdamGroup final : public OptimizerGroup {
@@ -56,6 +70,8 @@ class AdamGroup final : public OptimizerGroup {
   bool read(PyObject* group, GroupReader& reader) override;
   void step() override;
   bool fits() const override;
+  bool add_to(TrainSteps& p, int steps, const ParameterOf& parameter_of) const override;
+  void stepped(int64_t steps) override;
 
  private:
   struct State {
@@ -66,6 +82,9 @@ class AdamGroup final : public OptimizerGroup {
   bool amsgrad_, maximize_, decoupled_;
   std::vector<State> states_;
 };
+
+// Adam's counter: step += 1 in the tensor's own dtype; the new value.
+int64_t count_step(const Tensor& step);
 
 // A tensor's elements are about to change in place.
 inline void written(const Tensor& t) {

@@ -27,6 +27,18 @@ class Linear final : public Layer {
       : weight_(weight), bias_(bias), kind_(activation_named("linear", activation)) {}
 
   bool has_gradients() const override { return weight_->gradient.defined() || (bias_ && bias_->gradient.defined()); }
+  const char* name() const override { return "Linear"; }
+  bool add_to(TrainSteps& steps, int64_t rows) const override {
+    const Tensor& w = weight_->value;
+    if (rows != rows_ || steps.layers == TrainSteps::most_layers || w.numel() == 0 || w.numel() > INT32_MAX)
+      return false;
+    StepLayer& layer = steps.layer[steps.layers++];
+    layer.inputs = static_cast<int>(w.size(1)), layer.outputs = static_cast<int>(w.size(0));
+    layer.activation = kind_;
+    layer.weight.value = mutable_data<float>(w);
+    if (bias_) layer.bias.value = mutable_data<float>(bias_->value);
+    return true;
+  }
 
   at::DimVector plan(at::IntArrayRef sizes) override {
     const Tensor& w = weight_->value;
@@ -116,6 +128,7 @@ class Elementwise : public Layer {
 class ActivationLayer final : public Elementwise {
  public:
   explicit ActivationLayer(const std::string& name) : kind_(activation_named("activation", name)) {}
+  const char* name() const override { return "activation that no Linear comes before"; }
 
   const void* forward(const void* input) override {
     WITH_STORAGE_TYPE("TrainStep", like_.scalar_type(), [&] {
@@ -139,6 +152,7 @@ class ActivationLayer final : public Elementwise {
 class DropoutLayer final : public Elementwise {
  public:
   explicit DropoutLayer(double p) : p_(p) {}
+  const char* name() const override { return "Dropout"; }
 
   at::DimVector plan(at::IntArrayRef sizes) override {
     key_memory_.get(1, like_, at::kLong);
@@ -175,6 +189,7 @@ class DropoutLayer final : public Elementwise {
 class SoftmaxLayer final : public Elementwise {
  public:
   SoftmaxLayer(int64_t dim, bool logarithm) : dim_(dim), logarithm_(logarithm) {}
+  const char* name() const override { return logarithm_ ? "LogSoftmax" : "Softmax"; }
 
   at::DimVector plan(at::IntArrayRef sizes) override {
     shape_ = RowShape(sizes, dim_);
@@ -208,6 +223,8 @@ class SoftmaxLayer final : public Elementwise {
 // Another shape of the same elements.
 class PassThrough : public Layer {
  public:
+  const char* name() const final { return "reshape"; }
+  bool add_to(TrainSteps&, int64_t) const final { return true; }
   const void* forward(const void* input) final { return input; }
   void* backward(const void*, void* grad, bool) final { return grad; }
 };

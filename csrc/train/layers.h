@@ -43,6 +43,9 @@ class Layer {
   virtual const void* forward(const void* input) = 0;
   // From dL/d(output), which the layer may overwrite, to the gradients of its weights and, where wanted, of its input.
   virtual void* backward(const void* input, void* grad, bool wants_input) = 0;
+  // Adds itself to training steps in one launch; false where these do not know it.
+  virtual bool add_to(TrainSteps& /*steps*/, int64_t /*rows*/) const { return false; }
+  virtual const char* name() const = 0;
   // Its dtype and device are those of the whole chain.
   void set_reference(const Tensor& like) { like_ = like; }
   // All memory of its own that its launches may have as arguments.

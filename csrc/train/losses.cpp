@@ -44,6 +44,12 @@ class ClassificationLossOfChain final : public Loss {
     });
   }
   bool append_weights(std::vector<int64_t>& to) const override { return append_weight(weight_, operands_.weight, to); }
+  bool add_to(TrainSteps& steps) const override {
+    if (!label_smoothing_) return false;
+    steps.of_classes = true;
+    steps.classes = cross_entropy_arguments<float>(operands_, reduction_, ignore_index_, *label_smoothing_);
+    return steps.classes.indices && steps.classes.inner == 1;
+  }
   bool reads(const Tensor& target) const override { return same_memory(operands_.target, target); }
   void release() override { operands_.target = Tensor(); }
 
@@ -75,6 +81,11 @@ class ElementwiseLossOfChain final : public Loss {
       valid = RUN_KERNEL(operands_.input, elementwise_loss<S>)(p);
     });
     if (!valid) check_probabilities(operands_.input, operands_.target);
+  }
+  bool add_to(TrainSteps& steps) const override {
+    steps.of_classes = false;
+    steps.elementwise = operands_.arrays<float>(kind_, reduction_);
+    return !operands_.weight && !operands_.pos_weight;
   }
   bool append_weights(std::vector<int64_t>& to) const override {
     return append_weight(weight_, operands_.weight, to) && append_weight(pos_weight_, operands_.pos_weight, to) &&

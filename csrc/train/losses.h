@@ -18,6 +18,9 @@ class Loss {
   virtual void run(void* value, const Tensor& gradient) = 0;
   // Adds the addresses of its weights; false where the kernels read copies of them that read() has made.
   virtual bool append_weights(std::vector<int64_t>& to) const = 0;
+  // Adds itself, with the target that read() was given, to training steps in one launch; false where these do not know
+  // it.
+  virtual bool add_to(TrainSteps& steps) const = 0;
   // Whether the kernels read the memory of this target itself, which read() was given.
   virtual bool reads(const Tensor& target) const = 0;
   // Lets go of what read() was given.

@@ -62,6 +62,16 @@ void Pass::run(const Tensor& input, const Tensor& target, const Tensor& loss) {
   loss_->release();
 }
 
+std::string Pass::add_to(TrainSteps& steps, int64_t rows) const {
+  for (const auto& layer : chain_.layers())
+    if (!layer->add_to(steps, rows))
+      return std::string("expected at most ") + std::to_string(TrainSteps::most_layers) +
+             " Linear layers, of inputs (batch, features), got a " + layer->name();
+  return loss_->add_to(steps) ? ""
+                              : "expected MSELoss, BCELoss, BCEWithLogitsLoss without weights, or CrossEntropyLoss "
+                                "of one class index a row, got another loss";
+}
+
 void Pass::draw(bool recorded) {
   for (const auto& layer : chain_.layers()) layer->draw(recorded);
 }

@@ -26,6 +26,13 @@ class Pass {
   void read(const Tensor& target) { loss_->read(memory_.prediction, target); }
   // The loss into `loss`, the gradients where the chain has them. Needs no GIL.
   void run(const Tensor& input, const Tensor& target, const Tensor& loss);
+  // Training steps in one launch for batches of `rows` rows as planned and read; why that cannot be, or nothing.
+  std::string add_to(TrainSteps& steps, int64_t rows) const;
+  // Lets go of what was read.
+  void release() { loss_->release(); }
+  // Whether work sent to the current stream, as has_moved() saw it, is recorded by the user.
+  bool is_captured() const { return capture_; }
+  bool reads(const Tensor& target) const { return loss_->reads(target); }
   // Whether it takes longer than to let other threads have the GIL.
   bool is_long() const { return is_long_; }
 

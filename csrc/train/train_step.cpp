@@ -3,6 +3,7 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/autocast_mode.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/index_select.h>
 #include <torch/csrc/Exceptions.h>
@@ -12,11 +13,12 @@
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <numeric>
+#include <utility>
 
 #include "../eager.h"
 #include "../launch/covers.h"
-#include "pass.h"
-#include "update.h"
+#include "one_launch.h"
 
 namespace pytorch_ext::train {
 namespace {
@@ -45,6 +47,20 @@ std::unique_ptr<Loss> loss_of(const py::tuple& d) {
   return new_elementwise_loss(kind, weight, optional_tensor(d[3]), reduction);
 }
 
+// The batches from number `first` on that one launch may take: their inputs are gathered in memory.
+std::vector<int64_t> lengths_of_a_launch(const std::vector<int64_t>& lengths, size_t first, const Tensor& input) {
+  constexpr int64_t MOST_ELEMENTS = int64_t(1) << 24;
+  const int64_t of_a_row = input.numel() / std::max<int64_t>(input.size(0), 1);
+  std::vector<int64_t> found;
+  int64_t elements = 0;
+  for (size_t i = first; i < lengths.size() && found.size() < TrainSteps::most_steps; i++) {
+    elements += lengths[i] * of_a_row;
+    if (!found.empty() && elements > MOST_ELEMENTS) break;
+    found.push_back(lengths[i]);
+  }
+  return found;
+}
+
 class TrainStep {
  public:
   // `layers` and `loss` as pytorch_ext/chain.py and train.py describe them.
@@ -53,6 +69,7 @@ class TrainStep {
       : chain_(layers),
         pass_(chain_, loss_of(loss)),
         update_(std::move(optimizer), rule, max_norm),
+        one_launch_(chain_, pass_, update_),
         accumulate_(accumulate) {}
 
   // Loss and gradients of a batch, kept for update().
@@ -69,7 +86,14 @@ class TrainStep {
   py::object call(const py::handle& input, const py::handle& target) {
     Turn turn(*this);
     if (update_.is_observed()) return {};
-    Tensor loss = compute(checked("input", input), checked("target", target));
+    const Tensor &x = checked("input", input), &y = checked("target", target);
+    prepare(x, y);
+    if (!x.is_cpu() && one_launch_.plan({x.dim() ? x.size(0) : 0}, y, accumulate_ > 1)) {
+      Tensor loss = empty({}, chain_.like());
+      launch(x.is_contiguous() ? x : x.contiguous(), y, loss);
+      return py::cast(std::move(loss));
+    }
+    Tensor loss = pass(x, y);
     apply();
     return py::cast(std::move(loss));
   }
@@ -78,17 +102,38 @@ class TrainStep {
     Turn turn(*this);
     Tensor losses = at::empty({static_cast<int64_t>(lengths.size())}, chain_.like().options());
     const Tensor all = rows.to(inputs.device());
-    int64_t begin = 0, batch = 0;
-    for (int64_t length : lengths) {
-      const Tensor chosen = all.narrow(0, begin, length);
-      const Tensor loss = compute(at::index_select(inputs, 0, chosen), at::index_select(targets, 0, chosen));
-      apply();
-      losses[batch++].copy_(loss);
-      begin += length;
+    int64_t begin = 0;
+    for (size_t batch = 0; batch < lengths.size();) {
+      const auto choose = [&](int64_t first, int64_t count) {
+        const Tensor chosen = all.narrow(0, first, count);
+        return std::make_pair(at::index_select(inputs, 0, chosen), at::index_select(targets, 0, chosen));
+      };
+      const auto [x, y] = choose(begin, lengths[batch]);
+      prepare(x, y);
+      const std::vector<int64_t> together = lengths_of_a_launch(lengths, batch, x);
+      if (!x.is_cpu() && one_launch_.plan(together, y, accumulate_ > 1)) {
+        const int64_t count = std::accumulate(together.begin(), together.end(), int64_t(0));
+        const auto [xs, ys] = choose(begin, count);
+        for (int64_t length : together)
+          if (const Tensor some = xs.narrow(0, 0, length); !pass_.is_planned(some.sizes()))
+            prepare(some, ys.narrow(0, 0, length));
+        launch(xs, ys, losses.narrow(0, static_cast<int64_t>(batch), static_cast<int64_t>(together.size())));
+        begin += count, batch += together.size();
+      } else {
+        const Tensor loss = pass(x, y);
+        apply();
+        losses[static_cast<int64_t>(batch)].copy_(loss);
+        begin += lengths[batch++];
+      }
     }
     return losses;
   }
   bool is_observed() const { return update_.is_observed(); }
+  // Why the last steps were not one launch, and of how many blocks they were where they were.
+  std::string reason() const { return one_launch_.reason(); }
+  int blocks() const { return one_launch_.blocks(); }
+  int exact_blocks() const { return one_launch_.exact_blocks; }
+  void set_exact_blocks(int count) { one_launch_.exact_blocks = count; }
   // Whether the next batch's gradients complete a step.
   bool updates_next() const { return batches_ + 1 >= accumulate_; }
 
@@ -125,6 +170,9 @@ class TrainStep {
   bool trains_as_before() const;
   void find_trained();
   Tensor compute(const Tensor& input, const Tensor& target);
+  void prepare(const Tensor& input, const Tensor& target);
+  Tensor pass(const Tensor& input, const Tensor& target);
+  void launch(const Tensor& inputs, const Tensor& targets, const Tensor& losses);
   void accumulate();
   void apply();
 
@@ -135,6 +183,7 @@ class TrainStep {
   Chain chain_;
   Pass pass_;
   Update update_;
+  OneLaunch one_launch_;
   int64_t accumulate_, batches_ = 0;
   std::vector<Tensor> sums_;  // of accumulated gradients, by slot
 };
@@ -163,6 +212,12 @@ bool TrainStep::trains_as_before() const {
 }
 
 Tensor TrainStep::compute(const Tensor& input, const Tensor& target) {
+  prepare(input, target);
+  return pass(input, target);
+}
+
+// Everything that can be wrong with a batch is found here.
+void TrainStep::prepare(const Tensor& input, const Tensor& target) {
   if (pass_.has_moved())
     for (const Tensor& sum : sums_)
       if (sum.defined()) sum.record_stream(*current_stream(sum));
@@ -175,6 +230,20 @@ Tensor TrainStep::compute(const Tensor& input, const Tensor& target) {
     pass_.plan(input.sizes());
   }
   pass_.read(target);
+}
+
+// The steps that one_launch_ has planned.
+void TrainStep::launch(const Tensor& inputs, const Tensor& targets, const Tensor& losses) {
+  {
+    WithoutGil no_gil(pass_.is_long());
+    at::AutoDispatchBelowADInplaceOrView no_grad;
+    one_launch_.run(inputs, targets, losses);
+  }
+  update_.tell_schedulers();
+}
+
+// Loss and gradients of a batch that prepare() has seen.
+Tensor TrainStep::pass(const Tensor& input, const Tensor& target) {
   Tensor loss = empty({}, chain_.like());
   {
     WithoutGil no_gil(pass_.is_long());
@@ -255,6 +324,9 @@ void define_train_step(py::module_& m) {
       .def("update", &TrainStep::update)
       .def("run", &TrainStep::run)
       .def("is_observed", &TrainStep::is_observed)
+      .def("reason", &TrainStep::reason)
+      .def("blocks", &TrainStep::blocks)
+      .def_property("exact_blocks", &TrainStep::exact_blocks, &TrainStep::set_exact_blocks)
       .def("updates_next", &TrainStep::updates_next);
 }
 

@@ -59,6 +59,7 @@ void Update::read() {
   groups_.clear();
   auto reader = std::make_unique<GroupReader>(GroupReader{nullptr, Lookups(true)});
   reader->obeys_hints = false;
+  reader->unwritten = unwritten_;
   reader->gradient_of = [this](const Tensor& p) {
     for (const Weight* weight : weights_)
       if (weight->value.is_same(p)) return weight->gradient;
@@ -82,7 +83,8 @@ void Update::read() {
   reader_ = std::move(reader);
 }
 
-void Update::run(bool releases_gil) {
+// Reads what has changed since the last call.
+void Update::refresh() {
   const bool is_recorded = !weights_.empty() && is_capturing(weights_[0]->value);  // then not every rule may step
   const bool as_before = reader_ && !is_recorded && reader_->lookups.unchanged() &&
                          std::all_of(groups_.begin(), groups_.end(), [](auto& group) { return group->fits(); });
@@ -90,6 +92,23 @@ void Update::run(bool releases_gil) {
     reader_.reset();
     read();
   }
+}
+
+std::string Update::add_to(TrainSteps& p, int steps, const OptimizerGroup::ParameterOf& parameter_of) {
+  refresh();
+  for (const auto& group : groups_)
+    if (!group->add_to(p, steps, parameter_of))
+      return "expected parameters of at most " + std::to_string(TrainSteps::most_rules) +
+             " kinds of options and numbers of steps, got more";
+  return "";
+}
+
+void Update::stepped(int64_t steps) {
+  for (const auto& group : groups_) group->stepped(steps);
+}
+
+void Update::run(bool releases_gil) {
+  refresh();
   WithoutGil no_gil(releases_gil);
   if (max_norm_ && !weights_.empty()) {
     std::vector<Tensor> gradients;

@@ -36,9 +36,15 @@ class Update {
   void take(std::vector<const Weight*> weights);
   // Everything is read and checked before the first element changes.
   void run(bool releases_gil);
+  // Adds the rules and states of the parameters to training steps in one launch; why that cannot be, or nothing.
+  // Afterwards stepped() says that these were taken.
+  std::string add_to(TrainSteps& p, int steps, const OptimizerGroup::ParameterOf& parameter_of);
+  void stepped(int64_t steps);
+  bool clips() const { return max_norm_.has_value(); }
 
  private:
   void read();
+  void refresh();
 
   pybind11::object optimizer_, attributes_;
   std::string rule_;
@@ -46,6 +52,7 @@ class Update {
   std::vector<const Weight*> weights_;
   std::vector<std::unique_ptr<OptimizerGroup>> groups_;
   std::unique_ptr<GroupReader> reader_;  // null: nothing is read
+  std::shared_ptr<std::vector<Tensor>> unwritten_ = std::make_shared<std::vector<Tensor>>();
 };
 
 }  // namespace pytorch_ext::train

@@ -47,6 +47,7 @@ LAUNCHERS = {  # their parameters, but for the workspace: what a launcher that n
     "adam_step": [POINTER, *LIST],
     "gradient_norm": [*LIST, POINTER],
     "clip_gradients": [*LIST, REAL, POINTER],
+    "train_steps": [POINTER, INTEGER, INTEGER],
 }
 
 
@@ -56,7 +57,8 @@ def compiler():
 
 def storage_flags(dtype):
     """What runner.cpp is compiled with for tensors of `dtype`."""
-    return [f"-DSTORAGE={STORAGE[dtype]}", *(["-DSTORAGE_OF_16_BITS"] if dtype.itemsize == 2 else [])]
+    more = ["-DSTORAGE_OF_16_BITS"] * (dtype.itemsize == 2) + ["-DSTORAGE_IS_FLOAT"] * (dtype == torch.float32)
+    return [f"-DSTORAGE={STORAGE[dtype]}", *more]
 
 
 def compile_runner(folder, dtype, fma_flags=()):
@@ -143,19 +145,19 @@ class Interpreter(Machine):
             launches = [self.recorded(i) for i in range(runner.recorded_launches())]
         finally:
             runner.emulator_record(0)
-        for name, grid, block, shared_bytes, values in launches:
+        for name, grid, block, shared_bytes, cluster, values in launches:
             kernel = self.kernels[name]
-            Launch(kernel, grid, block, shared_bytes, values, self.memory.regions, self.fma).run()
+            Launch(kernel, grid, block, shared_bytes, values, self.memory.regions, self.fma, cluster).run()
             self.launches[name] += 1
 
     def recorded(self, i):
-        shape = (ctypes.c_int64 * 7)()
+        shape = (ctypes.c_int64 * 8)()
         self.runner.recorded_shape(i, shape)
         size, values = ctypes.c_int64(), []
         for j in range(self.runner.recorded_arguments(i)):
             address = self.runner.recorded_argument(i, j, ctypes.byref(size))
             values.append(ctypes.string_at(address, size.value))
-        return self.runner.recorded_kernel(i).decode(), tuple(shape[:3]), tuple(shape[3:6]), shape[6], values
+        return self.runner.recorded_kernel(i).decode(), tuple(shape[:3]), tuple(shape[3:6]), shape[6], shape[7], values
 
     def fma(self, a, b, c):
         arrays = [np.ascontiguousarray(x) for x in (a, b, c)]

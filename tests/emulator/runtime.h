@@ -29,7 +29,7 @@ using cudaGraphExec_t = CUgraph_st*;
 
 namespace simt {
 
-inline int64_t multiprocessors = 132;
+inline int64_t multiprocessors = 132, compute_capability = 9;
 inline cudaStream_t captured_stream;  // of the capture that is going on,
 inline cudaGraph_t capture;           // whose work this gathers; or null
 inline unsigned long long captures;   // that have begun
@@ -56,9 +56,15 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount: *value = static_cast<int>(simt::multiprocessors); break;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = simt::MOST_SHARED_BYTES; break;
-    case cudaDevAttrComputeCapabilityMajor: *value = 9; break;
+    case cudaDevAttrComputeCapabilityMajor: *value = static_cast<int>(simt::compute_capability); break;
     default: *value = 0;
   }
+  return cudaSuccess;
+}
+
+template <class Kernel>
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, Kernel, const cudaLaunchConfig_t* config) {
+  *clusters = static_cast<int>(simt::multiprocessors / config->attrs->val.clusterDim.x);
   return cudaSuccess;
 }
 

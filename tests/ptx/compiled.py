@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from emulator import machines, ops, small
+from emulator import machines, ops, small, steps
 
 from . import lint, nvcc
 from .memory import Fault
@@ -97,6 +97,16 @@ class InterpretedProducts(CompiledKernels):
 
     def test_functions(self, machine):
         small.functions(machine)
+
+
+class InterpretedSteps(CompiledKernels):
+    """Of float32 alone."""
+
+    blocks = (2,)
+
+    def test_training_steps(self, runner):
+        for blocks in self.blocks:
+            steps.small(self.interpreter(runner), blocks)
 
 
 class InterpretedKernels(CompiledKernels):

@@ -48,7 +48,15 @@ FLOATING = {
     "max": maximum,
     "min": minimum,
 }
+
+
+def count_of_bits(a):
+    bytes_of_each = np.ascontiguousarray(a).view(np.uint8).reshape(len(a), -1)
+    return np.unpackbits(bytes_of_each, axis=1).sum(axis=1).astype(np.uint32)
+
+
 UNARY = {"neg": np.negative, "abs": np.abs, "sqrt": np.sqrt, "not": np.invert, "rcp": np.reciprocal}
+UNARY |= {"popc": count_of_bits}
 
 
 def coarse_reciprocal(a):
