@@ -183,11 +183,11 @@ cudaError_t cross_entropy(const ClassificationLoss<S>& p, compute_t<S>* workspac
   ClassTotals<T> totals;
   cudaError_t error = class_totals(p, totals, workspace, device);
   if (error != cudaSuccess) return error;
-  const bool together =
-      moves_together<S>(p.classes, p.inner, p.input_outer, p.input, p.probabilities, p.dinput, p.dprobabilities);
+  const RowLayout layout =
+      row_layout<S>(p.classes, p.inner, p.input_outer, p.input, p.probabilities, p.dinput, p.dprobabilities);
   auto launch_to = [&](auto* to) {
     using L = std::remove_pointer_t<decltype(to)>;
-    return with_rows<S>(rows, p.classes, together, 1, device, [&](const RowGrid& grid, auto* row) {
+    return with_rows<S>(rows, p.classes, layout, 1, device, [&](const RowGrid& grid, auto* row) {
       using Row = std::remove_pointer_t<decltype(row)>;
       return launch(p.indices ? class_indices_kernel<Row, S, L> : class_probabilities_kernel<Row, S, L>, grid, device,
                     p, totals, to);
