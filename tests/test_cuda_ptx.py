@@ -36,7 +36,7 @@ class TestSm90(InterpretedKernels, InterpretedProducts):
         (kernel,) = [k for name, k in self.kernels.items() if re.search(rf"4TileILi128E.*{majors}f", name)]
         found = collections.Counter(".".join(instruction.opcode) for instruction in kernel.code)
         assert found["ld.shared.v4.f32"] == 16 * 4 and not found["ld.shared.f32"]
-        assert found["ld.global.v4.f32"] >= 16 and found["st.global.v4.f32"] >= 16
+        assert found["ld.global.v4.f32"] >= 16 and found["st.global.v4.b32"] >= 16
         assert found["cp.async.cg.shared.global"] == 4 * ((not a_depth) + (not b_depth))  # each of two at two places
 
 

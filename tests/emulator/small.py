@@ -28,7 +28,8 @@ def linear_forward(machine):
 def linear_gradients(machine):
     """Of one segment of rows and of two, which is another kernel where results are narrower than sums."""
     for activation in ACTIVATIONS:
-        checks.check_linear_backward(machine, 9, 20, 3, activation)
+        checks.check_linear_backward(machine, 9, 24, 3, activation)
+        checks.check_linear_backward(machine, 9, 13, 3, activation)
         if machine.dtype.itemsize == 2:
             checks.check_linear_backward(machine, 4097, 2, 1, activation)
 
@@ -63,12 +64,13 @@ def losses(machine):
 
 
 def rows(machine):
-    for columns in (11, 12, 1100, 1101, 4201):
-        checks.check_softmax(machine, (2, columns))
-        checks.check_softmax(machine, (2, columns), logarithm=True)
+    for columns, *others in [(11,), (12,), (1100,), (1101,), (4201,), (9, 3), (300, 2), (4100, 2)]:
+        checks.check_softmax(machine, (2, columns, *others), dim=1)
+        checks.check_softmax(machine, (2, columns, *others), dim=1, logarithm=True)
         for probabilities in (False, True):
-            checks.check_cross_entropy(machine, (4, columns), probabilities=probabilities)
-            checks.check_cross_entropy(machine, (2, columns), "none", smoothing=0.1, probabilities=probabilities)
+            checks.check_cross_entropy(machine, (4, columns, *others), probabilities=probabilities)
+            shape = (2, columns, *others)
+            checks.check_cross_entropy(machine, shape, "none", smoothing=0.1, probabilities=probabilities)
     checks.check_softmax(machine, (1, LONG_ROW))
     for probabilities in (False, True):
         checks.check_cross_entropy(machine, (1, LONG_ROW), "none", smoothing=0.1, probabilities=probabilities)
