@@ -62,6 +62,7 @@ int launch_faulty(void (*kernel)(), int threads) { return kernels::launch(kernel
 extern "C" {
 
 void set_multiprocessors(int count) { machine.multiprocessors = count; }
+void set_shared_bytes(int count) { machine.shared_bytes = count; }
 void set_most_scores(int64_t count) { most_scores = count; }
 
 #if !defined(STORAGE_OF_16_BITS)  // 16-bit products are the stock operator's

@@ -2,7 +2,7 @@
 
 import torch
 
-from . import checks
+from . import checks, ops
 from .arguments import ACTIVATIONS, FUNCTIONS, LOSSES
 
 LONG_ROW = 58372  # in groups, and beyond the shared memory of a block
@@ -39,6 +39,19 @@ def attention(machine):
         checks.check_attention(machine, checks.attention_operands(machine, (2,), 5, 9, 4, 3, mask), is_causal)
     operands = checks.attention_operands(machine, (1,), 130, 140, 2, 1)
     checks.check_attention(machine, operands, is_causal=True)
+    if machine.dtype == torch.float32:
+        one_launch_attention(machine)
+
+
+def one_launch_attention(machine):
+    """With blocks of every number of queries: here of one multiprocessor, which blocks of any size fill."""
+    machine.runner.set_multiprocessors(1)
+    for keys, width, value_width in [(70, 17, 68), (801, 3, 2), (1601, 3, 2)]:
+        operands = checks.attention_operands(machine, (1,), 34, keys, width, value_width, "added")
+        y = ops.scaled_dot_product_attention(machine, *operands)
+        expected = checks.library.scaled_dot_product_attention_forward(*operands, False, None)
+        checks.check_all(machine, [y], [expected], f"attention of {keys} keys")
+    machine.runner.set_multiprocessors(132)
 
 
 def functions(machine):
