@@ -20,7 +20,7 @@ def planned(m, n, k, multiprocessors=132):
     try:
         assert runner.product(ctypes.byref(p), 16) == 0  # an address that nobody follows
         for i in range(runner.recorded_launches()):
-            shape = (ctypes.c_int64 * 7)()
+            shape = (ctypes.c_int64 * 8)()
             runner.recorded_shape(i, shape)
             tile = re.search(r"4TileILi(\d+)E", runner.recorded_kernel(i).decode())
             found.append((tile and int(tile[1]), shape[0]))

@@ -129,23 +129,29 @@ struct Device {
   int multiprocessors, shared_bytes;
 };
 
+// The configuration of a kernel's launch on `blocks` blocks in x, which the kernel is prepared for.
+template <class... Parameters>
+cudaError_t configure(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes, Device device,
+                      cudaLaunchConfig_t& config) {
+  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+  config = {};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = device.stream;
+  if (shared_bytes <= (48 << 10)) return cudaSuccess;  // what a launch may have without asking
+  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              static_cast<int>(shared_bytes));
+}
+
 // Runs a kernel on `blocks` blocks in x; none is no launch.
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared_bytes, Device device,
                    Arguments... arguments) {
   if (blocks == 0) return cudaSuccess;
-  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-  if (shared_bytes > (48 << 10)) {  // what a launch may have without asking
-    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                   cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-    if (error != cudaSuccess) return error;
-  }
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
-  config.stream = device.stream;
-  return cudaLaunchKernelEx(&config, kernel, arguments...);
+  cudaLaunchConfig_t config;
+  const cudaError_t error = configure(kernel, blocks, threads, shared_bytes, device, config);
+  return error != cudaSuccess ? error : cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
 }  // namespace pytorch_ext::PYTORCH_EXT_ISA

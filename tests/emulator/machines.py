@@ -142,19 +142,19 @@ class Interpreter(Machine):
             launches = [self.recorded(i) for i in range(runner.recorded_launches())]
         finally:
             runner.emulator_record(0)
-        for name, grid, block, shared_bytes, values in launches:
+        for name, grid, block, shared_bytes, cluster, values in launches:
             kernel = self.kernels[name]
-            Launch(kernel, grid, block, shared_bytes, values, self.memory.regions, self.fma).run()
+            Launch(kernel, grid, block, shared_bytes, values, self.memory.regions, self.fma, cluster).run()
             self.launches[name] += 1
 
     def recorded(self, i):
-        shape = (ctypes.c_int64 * 7)()
+        shape = (ctypes.c_int64 * 8)()
         self.runner.recorded_shape(i, shape)
         size, values = ctypes.c_int64(), []
         for j in range(self.runner.recorded_arguments(i)):
             address = self.runner.recorded_argument(i, j, ctypes.byref(size))
             values.append(ctypes.string_at(address, size.value))
-        return self.runner.recorded_kernel(i).decode(), tuple(shape[:3]), tuple(shape[3:6]), shape[6], values
+        return self.runner.recorded_kernel(i).decode(), tuple(shape[:3]), tuple(shape[3:6]), shape[6], shape[7], values
 
     def fma(self, a, b, c):
         arrays = [np.ascontiguousarray(x) for x in (a, b, c)]

@@ -5,6 +5,7 @@
 #endif
 
 #include "../../csrc/cuda/activation.cuh"
+#include "../../csrc/cuda/cluster.cuh"
 #include "../../csrc/cuda/cross_entropy.cuh"
 #include "../../csrc/cuda/dropout.cuh"
 #include "../../csrc/cuda/elementwise.cuh"
@@ -55,6 +56,27 @@ __global__ void missing_wait_kernel(const int* x, int* y) {  // x where the copy
   copied[threadIdx.x] = 0;
   kernels::begin_copy<4>(&copied[threadIdx.x], x + threadIdx.x);
   y[threadIdx.x] = copied[threadIdx.x];
+}
+// Blocks of a cluster pass numbers on to the next one; the fault is the number of the barrier that is left out.
+template <int fault>
+__global__ void cluster_kernel(int* y) {
+  int* x = kernels::dynamic_shared<int>();
+  const int rank = kernels::cluster_rank(), next = (rank + 1) % kernels::cluster_size(), t = threadIdx.x;
+  x[t] = 10 * rank + t;
+  if (fault != 1) kernels::cluster_barrier();
+  const int from_next = kernels::in_peer(x, next)[t];
+  if (fault != 2) kernels::cluster_barrier();
+  x[t] = 100 * from_next;
+  if (fault != 3) kernels::cluster_barrier();
+  y[blockIdx.x * blockDim.x + t] = kernels::in_peer(x, next)[t];
+  if (fault != 4) kernels::cluster_barrier();
+  if (fault == 5 && t < 20) __syncthreads();
+  if (fault == 5) kernels::cluster_barrier();
+  if (fault == 6) kernels::cluster_wait();
+}
+template <int fault>
+int launch_cluster(int cluster, int* y) {
+  return kernels::launch_clusters(cluster_kernel<fault>, 2 * cluster, cluster, 40, 40 * sizeof(int), machine, y);
 }
 int launch_faulty(void (*kernel)(), int threads) { return kernels::launch(kernel, 1, threads, 0, machine); }
 #endif
@@ -150,6 +172,13 @@ int too_many_threads() { return launch_faulty(diverged_barrier_kernel, 1025); }
 int missing_barrier(int* y) { return kernels::launch(missing_barrier_kernel, 1, 64, 0, machine, y); }
 int missing_wait(const int* x, int* y) { return kernels::launch(missing_wait_kernel, 1, 32, 0, machine, x, y); }
 
+int cluster(int size, int fault, int* y) {
+  constexpr int (*with_fault[])(int, int*) = {launch_cluster<0>, launch_cluster<1>, launch_cluster<2>,
+                                              launch_cluster<3>, launch_cluster<4>, launch_cluster<5>,
+                                              launch_cluster<6>};
+  return with_fault[fault](size, y);
+}
+
 void emulator_reverse(int on) { simt::reversed = on; }
 void emulator_record(int on) {
   simt::recording = on;
@@ -164,10 +193,11 @@ const char* launched_kernels() {  // a line for each: its name and how often it 
 }
 int recorded_launches() { return static_cast<int>(simt::recorded.size()); }
 const char* recorded_kernel(int i) { return simt::recorded[i].kernel.c_str(); }
-void recorded_shape(int i, int64_t* shape) {  // grid, block, bytes of shared memory
+void recorded_shape(int i, int64_t* shape) {  // grid, block, bytes of shared memory, blocks of a cluster
   const simt::Launch& l = simt::recorded[i];
-  const int64_t all[] = {l.grid.x, l.grid.y, l.grid.z, l.block.x, l.block.y, l.block.z, int64_t(l.shared_bytes)};
-  for (int d = 0; d < 7; d++) shape[d] = all[d];
+  const int64_t all[] = {l.grid.x, l.grid.y, l.grid.z, l.block.x, l.block.y, l.block.z, int64_t(l.shared_bytes),
+                         l.cluster};
+  for (int d = 0; d < 8; d++) shape[d] = all[d];
 }
 int recorded_arguments(int i) { return static_cast<int>(simt::recorded[i].arguments.size()); }
 const char* recorded_argument(int i, int j, int64_t* bytes) {

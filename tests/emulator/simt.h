@@ -2,7 +2,8 @@
 //
 // Every thread of a block is a fiber with a stack of its own. It runs until it waits (at a barrier, for its warp, or
 // for a condition) or ends; when no thread can run, those whose wait is over are released. Blocks run one after the
-// other, so that shared memory is static memory. The schedule goes forwards, or with `reversed` backwards through
+// other, so that shared memory is static memory; those of a cluster, which have only dynamic shared memory, run side by
+// side, each as far as it can without the others. The schedule goes forwards, or with `reversed` backwards through
 // threads and blocks: what depends on it shows as a difference between the two.
 //
 // Faults end the launch with a message in `error`: threads that wait for each other, a shuffle from a lane that takes
@@ -51,8 +52,9 @@ namespace simt {
 
 constexpr int WARP = 32;
 constexpr size_t STACK_BYTES = 64 << 10, SHARED_BYTES = 48 << 10, MOST_SHARED_BYTES = 227 << 10;
+constexpr int MOST_CLUSTER_BLOCKS = 16, PORTABLE_CLUSTER_BLOCKS = 8;
 
-enum class State { ready, at_barrier, in_warp, at_condition, ended };
+enum class State { ready, at_barrier, in_warp, at_condition, at_cluster_barrier, ended };
 
 struct Copy {
   void* to;
@@ -70,6 +72,7 @@ struct Thread {
   int source;                       // the lane it reads,
   uint64_t given, taken;            // its own value and the one it reads
   std::function<bool()> condition;  // what a thread at a condition waits for
+  int64_t arrived;                  // at the cluster's barrier, in this phase of it; -1: has not, or has waited
   std::vector<Copy> copies;         // begun, and not yet waited for
 };
 
@@ -77,7 +80,14 @@ struct Launch {        // what a launch asked for, kept in `recorded` instead of
   std::string kernel;  // the symbol's name
   dim3 grid, block;
   size_t shared_bytes;
+  int cluster;                         // blocks of one
   std::vector<std::string> arguments;  // their bytes
+};
+
+struct Block {  // one of those that run side by side
+  dim3 index;
+  unsigned char* shared;
+  bool ended;
 };
 
 inline bool reversed = false, recording = false;
@@ -85,8 +95,10 @@ inline std::vector<Launch> recorded;
 inline std::string error;
 inline std::map<std::string, int64_t> launched;  // how often, by the kernel's name
 
-inline std::vector<Thread> threads;
-inline int running;  // the thread that runs
+inline std::vector<Block> cluster;
+inline int64_t cluster_phase;        // how often all threads have come to the cluster's barrier
+inline std::vector<Thread> threads;  // of the cluster, a block's from a multiple of WARP on
+inline int running, running_block;   // the thread that runs, and its block in the cluster
 inline jmp_buf scheduler;
 inline sigjmp_buf fault;
 inline void* fault_address;
@@ -94,14 +106,16 @@ inline const char* failure;  // of the kernel's own requirements, or null
 inline std::function<void()> body;
 // Does a piece of what threads have begun and do not do themselves; false where nothing is left of it.
 inline std::function<bool()> background = [] { return false; };
-alignas(128) inline unsigned char shared_memory[MOST_SHARED_BYTES];
-inline size_t dynamic_bytes;  // of this launch
+alignas(128) inline unsigned char shared_memories[MOST_CLUSTER_BLOCKS][MOST_SHARED_BYTES];
+inline unsigned char* shared_memory = shared_memories[0];  // of the block that runs
+inline size_t dynamic_bytes;                               // of this launch
 // Told before a kernel runs (true) and after it: memory may be the device's alone.
 inline std::function<void(bool)> while_running = [](bool) {};
 // Takes a launch that is to run later, when work on its stream is recorded for a graph; else it answers false.
 inline std::function<bool(cudaStream_t, std::function<cudaError_t()>)> postpone =
     [](cudaStream_t, const std::function<cudaError_t()>&) { return false; };
 inline std::map<const void*, size_t> allowed_shared_bytes;  // of kernels that have asked for more than SHARED_BYTES
+inline std::map<const void*, bool> allowed_large_clusters;  // of more than PORTABLE_CLUSTER_BLOCKS
 
 inline std::string name_of(const void* function) {
   Dl_info info;
@@ -133,6 +147,7 @@ inline void thread_body() {
 
 inline void make_ready(Thread& t) {
   t.state = State::ready;
+  t.arrived = -1;
   t.copies.clear();
   if (t.started) return;
   if (!t.stack) t.stack = std::make_unique<char[]>(STACK_BYTES);
@@ -142,10 +157,19 @@ inline void make_ready(Thread& t) {
   makecontext(&t.start, thread_body, 0);
 }
 
-// Runs thread t until it waits or ends.
-__attribute__((noinline)) inline void resume(int t) {
+inline int first_thread(int block) {
+  const int count = static_cast<int>(blockDim.count());
+  return block * ((count + WARP - 1) / WARP * WARP);
+}
+
+// Runs the block's thread number i until it waits or ends.
+__attribute__((noinline)) inline void resume(int block, int i) {
+  const int t = first_thread(block) + i;
   running = t;
-  threadIdx = dim3(t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y);
+  running_block = block;
+  blockIdx = cluster[block].index;
+  shared_memory = cluster[block].shared;
+  threadIdx = dim3(i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y);
   if (_setjmp(scheduler)) return;
   if (threads[t].started) _longjmp(threads[t].here, 1);
   threads[t].started = true;
@@ -155,15 +179,15 @@ __attribute__((noinline)) inline void resume(int t) {
 // ---- one block ------------------------------------------------------------------------------------------------------
 
 // Lets the threads of every warp operation go whose lanes have all come. False with an error in `error`.
-inline bool release_warps(int count, bool& released) {
+inline bool release_warps(Thread* of_block, int count, bool& released) {
   for (int t = 0; t < count; t++) {
-    if (threads[t].state != State::in_warp) continue;
+    if (of_block[t].state != State::in_warp) continue;
     const int first = t / WARP * WARP;
-    const uint32_t mask = threads[t].mask;
+    const uint32_t mask = of_block[t].mask;
     bool complete = true;
     for (int l = 0; l < WARP && first + l < count; l++) {
       if (!(mask >> l & 1)) continue;
-      const Thread& other = threads[first + l];
+      const Thread& other = of_block[first + l];
       if (other.state == State::ended)
         return error = "lane " + std::to_string(l) + " has ended and cannot take part in a warp operation", false;
       complete = complete && other.state == State::in_warp && other.mask == mask;
@@ -171,54 +195,99 @@ inline bool release_warps(int count, bool& released) {
     if (!complete) continue;
     for (int l = 0; l < WARP && first + l < count; l++) {
       if (!(mask >> l & 1)) continue;
-      Thread& thread = threads[first + l];
+      Thread& thread = of_block[first + l];
       if (first + thread.source >= count || !(mask >> thread.source & 1))
         return error = "a shuffle reads lane " + std::to_string(thread.source) + ", which takes no part", false;
-      thread.taken = threads[first + thread.source].given;
+      thread.taken = of_block[first + thread.source].given;
     }
     for (int l = 0; l < WARP && first + l < count; l++)
-      if (mask >> l & 1) threads[first + l].state = State::ready;
+      if (mask >> l & 1) of_block[first + l].state = State::ready;
     released = true;
   }
   return true;
 }
 
-inline bool release_barrier(int count) {
-  for (int t = 0; t < count; t++)
-    if (threads[t].state != State::at_barrier && threads[t].state != State::ended) return false;
-  for (int t = 0; t < count; t++)
-    if (threads[t].state == State::at_barrier) threads[t].state = State::ready;
-  return true;
-}
-
-inline bool release_conditions(int count) {
+inline bool release_barrier(Thread* of_block, int count) {
   bool released = false;
   for (int t = 0; t < count; t++)
-    if (threads[t].state == State::at_condition && threads[t].condition())
-      threads[t].state = State::ready, released = true;
+    if (of_block[t].state != State::at_barrier && of_block[t].state != State::ended) return false;
+  for (int t = 0; t < count; t++)
+    if (of_block[t].state == State::at_barrier) of_block[t].state = State::ready, released = true;
   return released;
 }
 
-inline bool run_block(int count) {
-  memset(shared_memory, 0xff, dynamic_bytes);  // NaN where nothing was written
-  for (int t = 0; t < count; t++) make_ready(threads[t]);
+inline bool release_conditions(Thread* of_block, int count) {
+  bool released = false;
+  for (int t = 0; t < count; t++)
+    if (of_block[t].state == State::at_condition && of_block[t].condition())
+      of_block[t].state = State::ready, released = true;
+  return released;
+}
+
+// Runs a block until its threads have ended or wait for other blocks. False with an error in `error`.
+inline bool advance(int block, int count, bool& advanced) {
+  Thread* of_block = &threads[first_thread(block)];
   while (true) {
     for (int i = 0; i < count; i++) {
       const int t = reversed ? count - 1 - i : i;
-      if (threads[t].state == State::ready) resume(t);
+      if (of_block[t].state == State::ready) resume(block, t), advanced = true;
     }
-    int number[5] = {};
-    for (int t = 0; t < count; t++) number[static_cast<int>(threads[t].state)]++;
+    bool released = false;
+    if (!release_warps(of_block, count, released)) return false;
+    if (!released && !release_barrier(of_block, count) && !release_conditions(of_block, count)) break;
+  }
+  bool ended = true;
+  for (int t = 0; t < count; t++) ended = ended && of_block[t].state == State::ended;
+  if (ended && !cluster[block].ended) {  // its shared memory is gone
+    cluster[block].ended = true;
+    memset(cluster[block].shared, 0xff, dynamic_bytes);
+  }
+  return true;
+}
+
+// ---- the blocks of a cluster ----------------------------------------------------------------------------------------
+
+// Lets the threads at the cluster's barrier go, once all that have not ended have arrived there.
+inline bool release_cluster_barrier(int count) {
+  bool alive = false;
+  for (size_t b = 0; b < cluster.size(); b++)
+    for (int t = 0; t < count; t++) {
+      const Thread& thread = threads[first_thread(static_cast<int>(b)) + t];
+      if (thread.state == State::ended) continue;
+      if (thread.arrived != cluster_phase) return false;
+      alive = true;
+    }
+  if (!alive) return false;
+  cluster_phase++;
+  for (Thread& thread : threads)
+    if (thread.state == State::at_cluster_barrier) thread.state = State::ready;
+  return true;
+}
+
+inline bool run_cluster(int count) {
+  const int blocks = static_cast<int>(cluster.size());
+  cluster_phase = 0;
+  for (Thread& thread : threads) thread.state = State::ended;
+  for (int b = 0; b < blocks; b++) {
+    memset(cluster[b].shared, 0xff, dynamic_bytes);  // NaN where nothing was written
+    for (int t = 0; t < count; t++) make_ready(threads[first_thread(b) + t]);
+  }
+  while (true) {
+    bool advanced = false;
+    for (int i = 0; i < blocks; i++)
+      if (!advance(reversed ? blocks - 1 - i : i, count, advanced)) return false;
+    if (advanced || release_cluster_barrier(count) || background()) continue;
+    int number[6] = {};
+    for (const Thread& thread : threads) number[static_cast<int>(thread.state)]++;
     const int at_barrier = number[static_cast<int>(State::at_barrier)],
               in_warp = number[static_cast<int>(State::in_warp)],
-              at_condition = number[static_cast<int>(State::at_condition)];
-    if (at_barrier + in_warp + at_condition == 0) return true;
-    bool released = false;
-    if (!release_warps(count, released)) return false;
-    if (released || release_barrier(count) || release_conditions(count) || background()) continue;
+              at_condition = number[static_cast<int>(State::at_condition)],
+              at_cluster_barrier = number[static_cast<int>(State::at_cluster_barrier)];
+    if (at_barrier + in_warp + at_condition + at_cluster_barrier == 0) return true;
     error = "deadlock: " + std::to_string(at_barrier) + " threads wait at __syncthreads, " + std::to_string(in_warp) +
             " for other lanes of their warp" +
-            (at_condition ? ", " + std::to_string(at_condition) + " for a condition" : "");
+            (at_condition ? ", " + std::to_string(at_condition) + " for a condition" : "") +
+            (at_cluster_barrier ? ", " + std::to_string(at_cluster_barrier) + " for other blocks" : "");
     return false;
   }
 }
@@ -230,14 +299,18 @@ inline void on_fault(int, siginfo_t* info, void*) {
   siglongjmp(fault, 1);
 }
 
-inline bool run_blocks(dim3 grid, dim3 block) {
+inline bool run_blocks(dim3 grid, dim3 block, int in_cluster) {
   gridDim = grid;
   blockDim = block;
-  const int64_t count = grid.count();
+  const int64_t count = grid.count() / in_cluster;
   for (int64_t i = 0; i < count; i++) {
-    const int64_t b = reversed ? count - 1 - i : i;
-    blockIdx = dim3(b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y);
-    if (!run_block(static_cast<int>(block.count()))) return false;
+    cluster.clear();
+    for (int rank = 0; rank < in_cluster; rank++) {
+      const int64_t b = (reversed ? count - 1 - i : i) * in_cluster + rank;
+      const dim3 index(b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y);
+      cluster.push_back({index, shared_memories[rank], false});
+    }
+    if (!run_cluster(static_cast<int>(block.count()))) return false;
   }
   return true;
 }
@@ -247,14 +320,21 @@ inline size_t most_shared_bytes(const void* kernel) {
   return found == allowed_shared_bytes.end() ? SHARED_BYTES : found->second;
 }
 
-inline cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes) {
+inline int most_cluster_blocks(const void* kernel) {
+  return allowed_large_clusters[kernel] ? MOST_CLUSTER_BLOCKS : PORTABLE_CLUSTER_BLOCKS;
+}
+
+inline cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, int in_cluster) {
   error.clear();
   if (grid.count() < 1 || grid.x > INT32_MAX || grid.y > 65535 || grid.z > 65535 || block.count() < 1 ||
-      block.count() > 1024 || block.z > 64 || shared_bytes > most_shared_bytes(kernel)) {
+      block.count() > 1024 || block.z > 64 || shared_bytes > most_shared_bytes(kernel) || in_cluster < 1 ||
+      in_cluster > most_cluster_blocks(kernel) || grid.x % in_cluster) {
     error = name_of(kernel) + ": grid " + text(grid) + ", block " + text(block) + " cannot be launched";
+    if (in_cluster != 1) error += " in clusters of " + std::to_string(in_cluster);
     return cudaErrorInvalidConfiguration;
   }
-  if (threads.size() < static_cast<size_t>(block.count())) threads.resize(block.count());
+  blockDim = block;
+  if (static_cast<int>(threads.size()) < first_thread(in_cluster)) threads.resize(first_thread(in_cluster));
   struct sigaction action = {}, before;
   action.sa_sigaction = on_fault;
   action.sa_flags = SA_SIGINFO | SA_NODEFER;
@@ -264,7 +344,7 @@ inline cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shar
   dynamic_bytes = shared_bytes;
   while_running(true);
   if (sigsetjmp(fault, 1) == 0) {
-    good = run_blocks(grid, block);
+    good = run_blocks(grid, block, in_cluster);
   } else {
     char address[32];
     snprintf(address, sizeof address, "%p", fault_address);
@@ -295,6 +375,26 @@ inline void begin_copy(void* to, const void* from, int bytes) {
     fail("a copy to shared memory that is not aligned");
   threads[running].copies.push_back({to, from, bytes});
   if (!reversed) wait_for_copies();
+}
+
+// The barrier of the blocks of a cluster: a thread arrives, may go on, and waits for all others.
+inline void arrive_at_cluster_barrier() {
+  if (threads[running].arrived >= 0) fail("a second arrival at the cluster's barrier without waiting");
+  threads[running].arrived = cluster_phase;
+}
+inline void wait_at_cluster_barrier() {
+  if (threads[running].arrived < 0) fail("waiting at the cluster's barrier without an arrival");
+  if (threads[running].arrived == cluster_phase) wait(State::at_cluster_barrier);
+  threads[running].arrived = -1;
+}
+
+// What lies in another block's shared memory where `own` lies in that of the block that runs.
+inline void* in_peer(const void* own, int rank) {
+  const ptrdiff_t offset = static_cast<const unsigned char*>(own) - shared_memory;
+  if (offset < 0 || offset > static_cast<ptrdiff_t>(dynamic_bytes)) fail("no address in the block's shared memory");
+  if (rank < 0 || rank >= static_cast<int>(cluster.size())) fail("a block that the cluster does not have");
+  if (cluster[rank].ended) fail("the shared memory of a block that has ended");
+  return cluster[rank].shared + offset;
 }
 
 template <class T>
@@ -331,19 +431,34 @@ T __shfl_down_sync(uint32_t mask, T value, int distance) {
 
 // ---- what launchers call --------------------------------------------------------------------------------------------
 
+enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension = 4 };
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  struct {
+    struct {
+      unsigned x, y, z;
+    } clusterDim;
+  } val;
+};
+
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   size_t dynamicSmemBytes;
   cudaStream_t stream;
-  void* attrs;
+  cudaLaunchAttribute* attrs;
   unsigned numAttrs;
 };
 
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+enum cudaFuncAttribute {
+  cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
+  cudaFuncAttributeNonPortableClusterSizeAllowed = 10
+};
 
-inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int64_t bytes) {
-  if (bytes > static_cast<int64_t>(simt::MOST_SHARED_BYTES)) return cudaErrorInvalidValue;
-  simt::allowed_shared_bytes[kernel] = bytes;
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int64_t value) {
+  if (attribute == cudaFuncAttributeNonPortableClusterSizeAllowed)
+    return simt::allowed_large_clusters[kernel] = value, cudaSuccess;
+  if (value > static_cast<int64_t>(simt::MOST_SHARED_BYTES)) return cudaErrorInvalidValue;
+  simt::allowed_shared_bytes[kernel] = value;
   return cudaSuccess;
 }
 
@@ -351,8 +466,16 @@ template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments... arguments) {
   const void* symbol = reinterpret_cast<const void*>(kernel);
+  int cluster = 1;
+  for (unsigned i = 0; i < config->numAttrs; i++) {
+    const auto& size = config->attrs[i].val.clusterDim;
+    if (config->attrs[i].id != cudaLaunchAttributeClusterDimension || size.y != 1 || size.z != 1)
+      return cudaErrorNotSupported;
+    cluster = static_cast<int>(size.x);
+  }
   if (simt::recording) {
-    simt::Launch launch{simt::name_of(symbol), config->gridDim, config->blockDim, config->dynamicSmemBytes, {}};
+    simt::Launch launch{simt::name_of(symbol),    config->gridDim, config->blockDim,
+                        config->dynamicSmemBytes, cluster,         {}};
     [[maybe_unused]] auto keep = [&](auto value) {
       launch.arguments.emplace_back(reinterpret_cast<const char*>(&value), sizeof value);
     };
@@ -362,7 +485,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   }
   const auto run = [=, shape = *config] {
     simt::body = [=] { kernel(arguments...); };
-    return simt::launch(symbol, shape.gridDim, shape.blockDim, shape.dynamicSmemBytes);
+    return simt::launch(symbol, shape.gridDim, shape.blockDim, shape.dynamicSmemBytes, cluster);
   };
   return simt::postpone(config->stream, run) ? cudaSuccess : run();
 }

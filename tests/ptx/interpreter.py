@@ -14,14 +14,16 @@ from .parse import BITS
 from .values import APPROXIMATE, FLOATING, INTEGER, UNARY, UNSIGNED, compare, numpy_type
 
 WARP = 32
+BLOCK, CLUSTER = 1, 2  # whom a thread waits for
+RANK_BIT = 24  # of an address in shared::cluster: from here on it says which block's
 COPIES = {"ca": ("4", "8", "16"), "cg": ("16",)}  # how many bytes each kind of cp.async moves
 
 
 class Launch:
     """One launch of a kernel. `fma` is a function of three float arrays that rounds once."""
 
-    def __init__(self, kernel, grid, block, shared_bytes, arguments, regions, fma):
-        self.kernel, self.fma = kernel, fma
+    def __init__(self, kernel, grid, block, shared_bytes, arguments, regions, fma, cluster=1):
+        self.kernel, self.fma, self.cluster = kernel, fma, cluster
         self.in_block = int(np.prod(block))
         self.count = int(np.prod(grid)) * self.in_block
         self.parameters = np.zeros(max(o + n for o, n in kernel.parameters.values()), np.uint8)
@@ -44,7 +46,8 @@ class Launch:
 
     def _special_registers(self, grid, block):
         thread, number = np.arange(self.count) % self.in_block, np.arange(self.count) // self.in_block
-        result = {"%laneid": thread % WARP}
+        result = {"%laneid": thread % WARP, "%cluster_ctarank": number % self.cluster}
+        result["%cluster_nctarank"] = np.full(self.count, self.cluster)
         for axis, place in zip("xyz", range(3), strict=True):
             result[f"%tid.{axis}"] = thread // int(np.prod(block[:place])) % block[place]
             result[f"%ctaid.{axis}"] = number // int(np.prod(grid[:place])) % grid[place]
@@ -107,14 +110,20 @@ class Launch:
 
     def run(self):
         end, starts = len(self.kernel.code), set(self.kernel.labels.values())
-        position, waiting = np.zeros(self.count, np.int64), np.zeros(self.count, bool)
+        position, waiting = (
+            np.zeros(self.count, np.int64),
+            np.zeros(self.count, np.int8),
+        )  # for nobody, BLOCK or CLUSTER
+        self.arrived = np.zeros(self.count, bool)  # at the cluster's barrier
         with np.errstate(all="ignore"):
             while True:
-                can_run = ~waiting & (position < end)
+                can_run = (waiting == 0) & (position < end)
                 if not can_run.any():
                     if not waiting.any():
                         return
-                    waiting[:] = False
+                    released = waiting == (BLOCK if (waiting == BLOCK).any() else CLUSTER)
+                    self.arrived[released & (waiting == CLUSTER)] = False
+                    waiting[released] = 0
                     continue
                 at = position[can_run].min()
                 threads = np.nonzero(can_run & (position == at))[0]
@@ -131,13 +140,23 @@ class Launch:
                         position[threads[act]] = end
                         break
                     if name in ("bar", "barrier") and instruction.opcode[1] != "warp":
-                        waiting[threads[act]] = True
+                        waiting[threads[act]] = self._barrier(instruction, threads[act])
                         break
                     chosen = threads[act]
                     if len(chosen):
                         self._execute(instruction, slice(None) if len(chosen) == self.count else chosen)
                     if at in starts or at >= end:
                         break
+
+    def _barrier(self, instruction, threads):
+        """Whom these threads wait for there."""
+        if instruction.opcode[1] != "cluster":
+            return BLOCK
+        waits = instruction.opcode[2] == "wait"
+        if (self.arrived[threads] != waits).any():
+            raise Fault(f"{self.kernel.name}: {instruction}: out of turn")
+        self.arrived[threads] = True
+        return CLUSTER if waits else 0
 
     def _guarded(self, instruction, threads):
         if not instruction.predicate:
@@ -247,6 +266,22 @@ class Launch:
             address = address - start if "to" in opcode else address + start
         self.write(operands[0], address, act)
 
+    def _mapa(self, opcode, operands, act):
+        """The address in the shared memory of another block of the cluster: a generic one, or one of shared::cluster,
+        which has the block's rank, plus one, in its upper half."""
+        own, rank = self.read(operands[1], opcode[-1], act), self.read(operands[2], "u32", act)
+        if (rank >= self.cluster).any():
+            raise Fault("a block that the cluster does not have")
+        if "shared::cluster" in opcode:
+            return self.write(operands[0], own | (rank + np.uint32(1)) << np.uint32(RANK_BIT), act)
+        threads = np.arange(self.count)[act]
+        number = threads // self.in_block
+        start = np.uint64(self.shared.ctypes.data) + (number * self.shared_size).astype(np.uint64)
+        if ((own < start) | (own - start > np.uint64(self.shared_size))).any():
+            raise Fault("no address in the block's shared memory")
+        distance = (rank.astype(np.int64) - number % self.cluster) * self.shared_size
+        self.write(operands[0], own + distance.astype(np.uint64), act)
+
     def _own(self, space):
         """The memory of all blocks or threads, the size of each one's part, and whose part it is for every thread."""
         threads = np.arange(self.count)
@@ -330,10 +365,15 @@ class Launch:
         if (addresses % np.uint64(together)).any():
             raise Fault(f"an address that is no multiple of {together}")
         addresses = addresses + np.uint64(offset)
-        if "shared" not in opcode and "local" not in opcode:
+        if not {"shared", "shared::cta", "shared::cluster", "local"} & set(opcode):
             return self.memory, addresses
-        space = "shared" if "shared" in opcode else "local"
+        space = "local" if "local" in opcode else "shared"
         array, size, owners = self._own(space)
+        owner = owners[act]
+        if "shared::cluster" in opcode:
+            rank = (addresses >> np.uint64(RANK_BIT)).astype(np.int64) - 1
+            owner = np.where(rank < 0, owner, owner // self.cluster * self.cluster + rank)
+            addresses = addresses & np.uint64((1 << RANK_BIT) - 1)
         if (addresses + np.uint64(width) > size).any():
             raise Fault(f"access beyond the {size} bytes of {space} memory")
-        return Memory([(0, array)]), addresses + (owners[act] * size).astype(np.uint64)
+        return Memory([(0, array)]), addresses + (owner * size).astype(np.uint64)

@@ -5,6 +5,7 @@ ROUNDED = {"add", "sub", "mul", "div", "rcp", "fma", "sqrt"}  # with .rn
 EXACT = {"mov", "ld", "st", "neg", "abs", "selp", "setp", "copysign"}
 ROUNDING = {"rn", "rz", "rm", "rp", "approx", "full", "ftz", "sat"}
 MOVES = {"const", "global", "shared", "local", "param", "nc", "v2", "v4", "volatile", "relaxed", "weak"}
+MOVES |= {"shared::cta", "shared::cluster"}
 COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge", "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan", "and", "or"}
 
 
