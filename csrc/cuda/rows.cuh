@@ -1,7 +1,7 @@
-// Rows on the threads of a warp or a block: their columns, largest elements and sums.
+// Rows on the threads of a warp, a block or a cluster: their columns, largest elements and sums.
 #pragma once
 
-#include "block_rows.cuh"
+#include "cluster_rows.cuh"
 
 namespace pytorch_ext::PYTORCH_EXT_ISA {
 
@@ -36,10 +36,13 @@ constexpr int held_columns(RowLayout layout) {
 // The row of this thread, and whether it is the one that writes what a row has one of.
 template <class Row>
 __device__ __forceinline__ int64_t own_row() {
+  if constexpr (Row::of_cluster) return blockIdx.x / cluster_size();
   return Row::of_block ? blockIdx.x : static_cast<int64_t>(blockIdx.x) * ROWS_PER_BLOCK + threadIdx.x / WARP;
 }
 template <class Row>
 __device__ __forceinline__ bool is_first_of_row() {
+  if constexpr (Row::of_cluster)
+    if (cluster_rank() != 0) return false;
   return threadIdx.x % (Row::of_block ? blockDim.x : WARP) == 0;
 }
 
@@ -47,10 +50,11 @@ struct RowGrid {
   int64_t blocks;
   int threads;
   int64_t shared_bytes;
+  int cluster = 1;
 };
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), const RowGrid& grid, Device device, Arguments... arguments) {
-  return launch(kernel, grid.blocks, grid.threads, grid.shared_bytes, device, arguments...);
+  return launch_clusters(kernel, grid.blocks, grid.cluster, grid.threads, grid.shared_bytes, device, arguments...);
 }
 
 // The layout of rows of that length, `row_stride` elements of S apart at their beginnings.
@@ -68,13 +72,12 @@ template <class S, class LaunchOn>
 cudaError_t with_rows(int64_t rows, int64_t columns, RowLayout layout, int staged_arrays, Device device,
                       LaunchOn&& launch_on) {
   const RowGrid warps{ceil_div(rows, ROWS_PER_BLOCK), ROWS_PER_BLOCK * WARP, 0};
-  auto blocks = [&](int arrays) {
-    const int64_t bytes = block_row_bytes<compute_t<S>>(columns, arrays);
+  auto blocks_of = [&](int cluster, int64_t bytes) {
     const bool alone = bytes > SHARED_BYTES_OF_SEVERAL && sizeof(S) < 8;
-    return RowGrid{rows, alone ? MOST_BLOCK_ROW_THREADS : BLOCK_ROW_THREADS, bytes};
+    return RowGrid{rows * cluster, alone ? MOST_BLOCK_ROW_THREADS : BLOCK_ROW_THREADS, bytes, cluster};
   };
-  // Kernels have a little shared memory of their own.
-  auto has_room = [&](const RowGrid& grid) { return grid.shared_bytes <= device.shared_bytes - (1 << 10); };
+  auto blocks = [&](int arrays) { return blocks_of(1, block_row_bytes<compute_t<S>>(columns, arrays)); };
+  auto has_room = [&](const RowGrid& grid) { return grid.shared_bytes <= device.shared_bytes; };
   if (!has_room(blocks(0))) return cudaErrorInvalidConfiguration;  // above 1e11 columns
   if (layout == RowLayout::strided) {
     constexpr int held = held_columns<S>(RowLayout::strided);
@@ -91,6 +94,14 @@ cudaError_t with_rows(int64_t rows, int64_t columns, RowLayout layout, int stage
   if (has_room(staging))
     return in_groups ? launch_on(staging, static_cast<BlockRow<n, true>*>(nullptr))
                      : launch_on(staging, static_cast<BlockRow<1, true>*>(nullptr));
+  for (int cluster = 2; cluster <= device.most_cluster; cluster *= 2) {
+    const int64_t bytes = cluster_row_bytes<compute_t<S>>(columns, cluster, staged_arrays);
+    if (bytes > SHARED_BYTES_OF_SEVERAL && cluster < device.most_cluster) continue;
+    const RowGrid sharing = blocks_of(cluster, bytes);
+    if (has_room(sharing))
+      return in_groups ? launch_on(sharing, static_cast<ClusterRow<n>*>(nullptr))
+                       : launch_on(sharing, static_cast<ClusterRow<1>*>(nullptr));
+  }
   return in_groups ? launch_on(blocks(0), static_cast<BlockRow<n, false>*>(nullptr))
                    : launch_on(blocks(0), static_cast<BlockRow<1, false>*>(nullptr));
 }

@@ -12,6 +12,7 @@ template <int Together, bool Contiguous>
 struct RowMemory {
   static_assert(Contiguous || Together == 1);
   static constexpr int together = Together;
+  static constexpr bool of_cluster = false;
   int64_t inner;
 
   __device__ __forceinline__ int64_t place(int64_t c) const { return Contiguous ? c : c * inner; }

@@ -5,7 +5,7 @@ import torch
 from . import checks, ops
 from .arguments import ACTIVATIONS, FUNCTIONS, LOSSES
 
-LONG_ROW = 58372  # in groups, and beyond the shared memory of a block
+LONG_ROW, SHARED_SEGMENTS = 9300, 2.25  # in groups, and beyond the shared memory of a block of so many segments
 
 
 def products(machine):
@@ -84,17 +84,26 @@ def rows(machine):
             checks.check_cross_entropy(machine, (4, columns, *others), probabilities=probabilities)
             shape = (2, columns, *others)
             checks.check_cross_entropy(machine, shape, "none", smoothing=0.1, probabilities=probabilities)
-    checks.check_softmax(machine, (1, LONG_ROW))
-    for probabilities in (False, True):
-        checks.check_cross_entropy(machine, (1, LONG_ROW), "none", smoothing=0.1, probabilities=probabilities)
-        if machine.dtype.itemsize == 2:  # another kernel where results are narrower than sums
-            checks.check_cross_entropy(machine, (1, LONG_ROW), "sum", probabilities=probabilities)
+    machine.runner.set_shared_bytes(int(SHARED_SEGMENTS * 4096 * max(4, machine.dtype.itemsize)))
+    for most_cluster, columns in [(8, LONG_ROW), (8, LONG_ROW + 1), (1, LONG_ROW)]:
+        machine.runner.set_most_cluster(most_cluster)
+        long_rows(machine, columns)
+    machine.runner.set_most_cluster(8)
+    machine.runner.set_shared_bytes(227 << 10)
     checks.check_cross_entropy(machine, (4, 70), "sum", weighted=True, smoothing=0.1, special=True)
     checks.check_cross_entropy(machine, (4, 70), "sum", weighted=True, smoothing=0.1, probabilities=True)
     checks.check_cross_entropy(machine, (2, 7, 3), weighted=True)
     checks.check_cross_entropy(machine, (4100, 1))
     checks.check_nll_loss(machine, (70, 9), weighted=True)
     checks.check_nll_loss(machine, (2, 7, 3), "none")
+
+
+def long_rows(machine, columns):
+    checks.check_softmax(machine, (2, columns))
+    for probabilities in (False, True):
+        checks.check_cross_entropy(machine, (2, columns), "none", smoothing=0.1, probabilities=probabilities)
+        if machine.dtype.itemsize == 2:  # another kernel where results are narrower than sums
+            checks.check_cross_entropy(machine, (2, columns), "sum", probabilities=probabilities)
 
 
 def sums(machine):
