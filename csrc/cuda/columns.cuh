@@ -11,7 +11,7 @@ constexpr int COLUMN_THREADS = 256;
 // term.group(row, column, left) is asked for every group of Term::groups of them once, by one thread, and `left`
 // columns exist from the first one on. y may be null, when the terms alone are wanted.
 template <class T, class S, class Term>
-__global__ void __launch_bounds__(COLUMN_THREADS)
+__global__ void __launch_bounds__(COLUMN_THREADS, sizeof(T) == 4 ? 3 : 1)
     sum_columns_kernel(Term term, int64_t rows, int64_t columns, int64_t column_blocks, S* y) {
   // Threads side by side, and one below the other; these have the lanes that are theirs modulo `down`.
   constexpr int together = Term::groups, across = WARP / together, down = COLUMN_THREADS / across;

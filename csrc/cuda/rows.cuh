@@ -36,6 +36,9 @@ constexpr int held_columns(RowLayout layout) {
 // The row of this thread, and whether it is the one that writes what a row has one of.
 template <class Row>
 __device__ __forceinline__ int64_t own_row() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  if constexpr (Row::of_cluster) return INT64_MAX;  // never launched there: no code
+#endif
   if constexpr (Row::of_cluster) return blockIdx.x / cluster_size();
   return Row::of_block ? blockIdx.x : static_cast<int64_t>(blockIdx.x) * ROWS_PER_BLOCK + threadIdx.x / WARP;
 }

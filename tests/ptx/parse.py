@@ -47,6 +47,7 @@ def _place(variables, declaration):
 
 
 def _statement(kernel, text):
+    text = text.lstrip("{ ")  # the beginning of a scope
     label = re.match(r"([\w$]+):\s*", text)
     if label:
         kernel.labels[label[1]] = len(kernel.code)
