@@ -289,7 +289,9 @@ inline AttentionBlocks attention_blocks(const Attention<float>& p, Device device
   return {0, 0};
 }
 
-inline cudaError_t launch_attention(const AttentionOutput<float>& call, const AttentionBlocks& blocks, Device device) {
+// T is float: a template, so that what has other types compiles none of these kernels.
+template <class T>
+cudaError_t launch_attention(const AttentionOutput<T>& call, const AttentionBlocks& blocks, Device device) {
   const int64_t in_head = ceil_div(call.of.queries, blocks.queries);
   auto launch_with = [&](auto kernel) {
     return launch(kernel, call.of.heads * in_head, ATTENTION_THREADS, blocks.shared_bytes, device, call, in_head);

@@ -7,9 +7,10 @@ namespace pytorch_ext::PYTORCH_EXT_ISA {
 
 constexpr int COLUMN_THREADS = 256;
 
-// y (segments, columns): the sum of the terms of each segment of rows. A thread has neighbouring columns:
-// term.group(row, column, left) is asked for every group of Term::groups of them once, by one thread, and `left`
-// columns exist from the first one on. y may be null, when the terms alone are wanted.
+// y (segments, columns): the sum of the terms of each segment of rows. A thread has Term::groups neighbouring columns,
+// of which `left` exist: term.load(row, column, left, aligned) and then term.terms(loaded, row, column, left, aligned)
+// are called for each group of a row once, by one thread, with `aligned` where term.aligned says that groups are, and
+// all of this one exists. y may be null, when the terms alone are wanted.
 template <class T, class S, class Term>
 __global__ void __launch_bounds__(COLUMN_THREADS, sizeof(T) == 4 ? 3 : 1)
     sum_columns_kernel(Term term, int64_t rows, int64_t columns, int64_t column_blocks, S* y) {
@@ -22,12 +23,27 @@ __global__ void __launch_bounds__(COLUMN_THREADS, sizeof(T) == 4 ? 3 : 1)
   const int64_t column = first + own, left = columns - column;
   const int64_t begin = segment * SUM_SEGMENT, end = smaller<int64_t>(rows, begin + SUM_SEGMENT);
   Terms<T, together> lanes[lanes_each] = {};
-  if (left > 0)
-    for (int64_t row = begin + w; row < end; row += SUM_LANES) {
+  const bool aligned = term.aligned && left >= together;
+  // Those of the thread's next rows, sweeps * lanes_each of them; `whole`: all of these exist, and are aligned.
+  auto add_terms = [&](auto sweeps, int64_t row, bool whole) {
+    constexpr int count = decltype(sweeps)::value * lanes_each;
+    const int64_t left_here = whole ? together : left;
+    typename Term::Loaded loaded[count];
 #pragma unroll
-      for (int j = 0; j < lanes_each; j++)
-        if (row + j * down < end) lanes[j] = add(lanes[j], term.group(row + j * down, column, left));
-    }
+    for (int j = 0; j < count; j++)
+      if (whole || row + j * down < end) loaded[j] = term.load(row + j * down, column, left_here, whole || aligned);
+#pragma unroll
+    for (int j = 0; j < count; j++)
+      if (whole || row + j * down < end)
+        lanes[j % lanes_each] =
+            add(lanes[j % lanes_each], term.terms(loaded[j], row + j * down, column, left_here, whole || aligned));
+  };
+  int64_t row = begin + w;
+  if (aligned)  // twice as many loads are under way
+    for (; row + (2 * lanes_each - 1) * down < end; row += 2 * SUM_LANES)
+      add_terms(std::integral_constant<int, 2>{}, row, true);
+  if (left > 0)
+    for (; row < end; row += SUM_LANES) add_terms(std::integral_constant<int, 1>{}, row, false);
 #pragma unroll
   for (int width = lanes_each / 2; width >= 1; width /= 2)
 #pragma unroll
@@ -50,8 +66,12 @@ struct ArrayTerm {  // of a contiguous array; `aligned`: so are groups of its ro
   const T* x;
   int64_t columns;
   bool aligned;
-  __device__ __forceinline__ Terms<T, groups> group(int64_t row, int64_t column, int64_t left) const {
-    return widen(load_group(x + row * columns + column, left, aligned));
+  using Loaded = ElementGroup<T>;
+  __device__ __forceinline__ Loaded load(int64_t row, int64_t column, int64_t left, bool aligned) const {
+    return load_group(x + row * columns + column, left, aligned);
+  }
+  __device__ __forceinline__ Terms<T, groups> terms(const Loaded& loaded, int64_t, int64_t, int64_t, bool) const {
+    return widen(loaded);
   }
 };
 template <class T>

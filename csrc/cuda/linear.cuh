@@ -11,22 +11,37 @@ namespace pytorch_ext::PYTORCH_EXT_ISA {
 template <class Act, class S>
 struct GradientTerm {
   static constexpr int groups = ElementGroup<S>::size;
+  static constexpr bool has_mask = sizeof(S) == 2 && std::is_same_v<Act, Relu>;
+  struct Loaded {
+    ElementGroup<S> grad, saved;
+    uint64_t positive;
+  };
   LinearGradient<S> p;
-  bool grad_aligned, aligned;  // so are groups of grad's columns; of those of saved and dz
+  bool aligned;  // so are groups of all arrays
 
-  __device__ __forceinline__ Terms<compute_t<S>, groups> group(int64_t row, int64_t column, int64_t left) const {
+  __device__ __forceinline__ Loaded load(int64_t row, int64_t column, int64_t left, bool aligned) const {
+    Loaded loaded;
     const S* grad = p.grad + row * p.grad_row;
-    const int64_t at = row * p.columns + column;
-    auto dz = widen(p.grad_column == 1 ? load_group(grad + column, left, grad_aligned) : repeated(*grad));
-    if constexpr (sizeof(S) == 2 && std::is_same_v<Act, Relu>) {
-      if (p.mask) {
-        const uint64_t positive = p.mask[row * mask_words(p.columns) + column / 64] >> column % 64;
+    if (aligned || p.grad_column == 1)
+      loaded.grad = load_group(grad + column, left, aligned);
+    else
 #pragma unroll
-        for (int j = 0; j < groups; j++) dz.values[j] = select((positive >> j & 1) != 0, dz.values[j], 0.0f);
-      }
-    }
+      for (int j = 0; j < groups; j++) loaded.grad.values[j] = *grad;
+    if (p.saved) loaded.saved = load_group(p.saved + row * p.columns + column, left, aligned);
+    if constexpr (has_mask)
+      if (p.mask) loaded.positive = p.mask[row * mask_words(p.columns) + column / 64] >> column % 64;
+    return loaded;
+  }
+  // And stores them.
+  __device__ __forceinline__ Terms<compute_t<S>, groups> terms(const Loaded& loaded, int64_t row, int64_t column,
+                                                               int64_t left, bool aligned) const {
+    auto dz = widen(loaded.grad);
+    if constexpr (has_mask)
+      if (p.mask)
+#pragma unroll
+        for (int j = 0; j < groups; j++) dz.values[j] = select((loaded.positive >> j & 1) != 0, dz.values[j], 0.0f);
     if (p.saved) {
-      const auto saved = widen(load_group(p.saved + at, left, aligned));
+      const auto saved = widen(loaded.saved);
 #pragma unroll
       for (int j = 0; j < groups; j++) dz.values[j] = Act::gradient(dz.values[j], saved.values[j]);
     }
@@ -34,17 +49,9 @@ struct GradientTerm {
       ElementGroup<S> narrowed;
 #pragma unroll
       for (int j = 0; j < groups; j++) narrowed.values[j] = narrow<S>(dz.values[j]);
-      store_group(p.dz + at, narrowed, left, aligned);
+      store_group(p.dz + row * p.columns + column, narrowed, left, aligned);
     }
     return dz;
-  }
-
- private:
-  static __device__ __forceinline__ ElementGroup<S> repeated(S x) {
-    ElementGroup<S> group;
-#pragma unroll
-    for (int j = 0; j < groups; j++) group.values[j] = x;
-    return group;
   }
 };
 
@@ -59,9 +66,9 @@ cudaError_t linear_gradient(const LinearGradient<S>& p, compute_t<S>* workspace,
   cudaError_t error = cudaSuccess;
   with_activation(p.activation, [&](auto act) {
     using Term = GradientTerm<decltype(act), S>;
-    const bool grad_aligned = are_aligned(p.grad) && p.grad_row % Term::groups == 0;
-    const bool aligned = are_aligned(p.saved, p.dz) && p.columns % Term::groups == 0;
-    error = sum_columns<compute_t<S>>(Term{p, grad_aligned, aligned}, p.rows, p.columns, p.dbias, workspace, device);
+    const bool aligned =
+        are_aligned(p.grad, p.saved, p.dz) && p.grad_column == 1 && (p.grad_row | p.columns) % Term::groups == 0;
+    error = sum_columns<compute_t<S>>(Term{p, aligned}, p.rows, p.columns, p.dbias, workspace, device);
   });
   return error;
 }

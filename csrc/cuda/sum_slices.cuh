@@ -11,14 +11,19 @@ struct SliceTerm {  // a column is a slice: those of one outer index lie side by
   static constexpr int groups = ElementGroup<S>::size;
   SliceSum<S> p;
   bool aligned;  // so are groups, which have one outer index
-  __device__ __forceinline__ Terms<compute_t<S>, groups> group(int64_t row, int64_t slice, int64_t left) const {
+  using Loaded = ElementGroup<S>;
+  __device__ __forceinline__ Loaded load(int64_t row, int64_t slice, int64_t left, bool aligned) const {
     const S* x = p.x + row * p.x_row;
-    if (aligned) return widen(load_group(x + slice / p.inner * p.x_outer + slice % p.inner, left, true));
+    if (aligned) return load_group(x + slice / p.inner * p.x_outer + slice % p.inner, left, true);
     ElementGroup<S> group = {};
 #pragma unroll
     for (int j = 0; j < groups; j++)
       if (j < left) group.values[j] = x[(slice + j) / p.inner * p.x_outer + (slice + j) % p.inner];
-    return widen(group);
+    return group;
+  }
+  __device__ __forceinline__ Terms<compute_t<S>, groups> terms(const Loaded& loaded, int64_t, int64_t, int64_t,
+                                                               bool) const {
+    return widen(loaded);
   }
 };
 
