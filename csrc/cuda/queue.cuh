@@ -17,6 +17,7 @@
 namespace pytorch_ext::cuda {
 
 using device::Device;
+using device::PORTABLE_CLUSTER;
 
 // Code for devices before 9.0, which later ones may run, has clusters of one block.
 constexpr bool BUILT_FOR_CLUSTERS =
