@@ -97,14 +97,15 @@ cudaError_t with_rows(int64_t rows, int64_t columns, RowLayout layout, int stage
   if (has_room(staging))
     return in_groups ? launch_on(staging, static_cast<BlockRow<n, true>*>(nullptr))
                      : launch_on(staging, static_cast<BlockRow<1, true>*>(nullptr));
-  for (int cluster = 2; cluster <= device.most_cluster; cluster *= 2) {
-    const int64_t bytes = cluster_row_bytes<compute_t<S>>(columns, cluster, staged_arrays);
-    if (bytes > SHARED_BYTES_OF_SEVERAL && cluster < device.most_cluster) continue;
-    const RowGrid sharing = blocks_of(cluster, bytes);
-    if (has_room(sharing))
-      return in_groups ? launch_on(sharing, static_cast<ClusterRow<n>*>(nullptr))
-                       : launch_on(sharing, static_cast<ClusterRow<1>*>(nullptr));
-  }
+  if constexpr (sizeof(S) < 8)  // float64 has too few such rows for the size of its kernels
+    for (int cluster = 2; cluster <= device.most_cluster; cluster *= 2) {
+      const int64_t bytes = cluster_row_bytes<compute_t<S>>(columns, cluster, staged_arrays);
+      if (bytes > SHARED_BYTES_OF_SEVERAL && cluster < device.most_cluster) continue;
+      const RowGrid sharing = blocks_of(cluster, bytes);
+      if (has_room(sharing))
+        return in_groups ? launch_on(sharing, static_cast<ClusterRow<n>*>(nullptr))
+                         : launch_on(sharing, static_cast<ClusterRow<1>*>(nullptr));
+    }
   return in_groups ? launch_on(blocks(0), static_cast<BlockRow<n, false>*>(nullptr))
                    : launch_on(blocks(0), static_cast<BlockRow<1, false>*>(nullptr));
 }
