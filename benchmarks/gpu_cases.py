@@ -52,7 +52,8 @@ def cost(op, x, **limit):
     return {"op": op, "dtype": str(x.dtype).removeprefix("torch."), "elements": x.numel(), **limit}
 
 
-COLUMNS = (1024, 4096, 16384, 32768, 65536)
+COLUMNS = (1024, 4096, 16384, 32768, 50257, 65536)  # 50257: a vocabulary, and odd
+ATTENTION = ((64, 128, False), (16, 512, False), (8, 1024, False), (8, 1024, True))  # batch, length, causality
 ELEMENTS = 2**27  # half a gigabyte of float32: several times the second-level cache
 TENSOR_ELEMENTS = 2**20  # of each parameter that the optimisers get
 
@@ -114,6 +115,19 @@ def gpu_rows():
         yield f"cross_entropy {shape} forward+backward", providers, cost("cross_entropy", x, bytes=2 * size)
 
 
+def gpu_attention():
+    op, heads, width = "scaled_dot_product_attention", 12, 64
+    for batch, length, causal in ATTENTION:
+        functions = [functools.partial(getattr(namespace, op), is_causal=causal) for namespace in (F, stock)]
+        inputs = [torch.randn(batch, heads, length, width, requires_grad=True) for _ in range(3)]
+        operations = 4 * batch * heads * length**2 * width // (2 if causal else 1)
+        name = f"{op} {batch}x{heads}x{length}x{width}{', causal' if causal else ''}"
+        values = [t.detach() for t in inputs]
+        yield f"{name} forward", forward(*functions, *values), cost(op, values[0], operations=operations)
+        limit = cost(op, values[0], operations=3 * operations)
+        yield f"{name} forward+backward", both(*functions, *inputs), limit
+
+
 def gpu_elementwise():
     x, y = torch.randn(ELEMENTS), torch.rand(ELEMENTS)
     size, compiled = 4 * ELEMENTS, ELEMENTS in COMPILED
@@ -146,6 +160,7 @@ GPU_GROUPS = {
     "gpu_products": gpu_products,
     "gpu_low_precision": gpu_low_precision,
     "gpu_rows": gpu_rows,
+    "gpu_attention": gpu_attention,
     "gpu_elementwise": gpu_elementwise,
     "gpu_optimizers": gpu_optimizers,
     "gpu_steps": training_epochs,

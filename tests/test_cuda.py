@@ -42,6 +42,34 @@ def test_float32_has_the_bits_of_the_cpu(op):
             assert_same_bits(ours, expected, f"result {i} of {op} {name}")
 
 
+def assert_bits_of_the_cpu(function, *inputs):
+    """Of the output and of the gradients of its square's sum."""
+    found = []
+    for device in (torch.device("cpu"), DEVICE):
+        leaves = [t.to(device).detach().requires_grad_(t.is_floating_point()) for t in inputs]
+        y = function(*leaves)
+        y.backward(y.detach())
+        found.append([y, *(t.grad for t in leaves if t.requires_grad)])
+    for i, (expected, ours) in enumerate(zip(*found, strict=True)):
+        assert_same_bits(ours, expected, f"result {i}")
+
+
+@pytest.mark.parametrize("columns", [300, 1023, 5001, 30001, 50257, 65537, 131072])
+def test_long_and_odd_rows_have_the_bits_of_the_cpu(columns):
+    x, target = torch.randn(3, columns), torch.tensor([1, columns - 1, -100])
+    for op in (F.softmax, F.log_softmax):
+        assert_bits_of_the_cpu(lambda x, op=op: op(x, 1), x)
+        assert_bits_of_the_cpu(lambda x, op=op: op(x[:, 1:], 1), x)
+    assert_bits_of_the_cpu(F.cross_entropy, x, target)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize(("heads", "queries", "keys"), [(40, 300, 300), (40, 128, 1000), (3, 100, 2000), (2, 40, 3000)])
+def test_attention_has_the_bits_of_the_cpu_whatever_fits_shared_memory(heads, queries, keys, is_causal):
+    q, k, v = torch.randn(heads, queries, 64), torch.randn(heads, keys, 64), torch.randn(heads, keys, 72)
+    assert_bits_of_the_cpu(lambda *t: F.scaled_dot_product_attention(*t, is_causal=is_causal), q, k, v)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("op", op_cases.OPS)
 def test_other_dtypes_agree_with_the_cpu(op, dtype):

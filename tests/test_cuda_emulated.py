@@ -84,6 +84,8 @@ def test_linear_forward_and_backward(machine, activation):
     checks.check_linear_forward(machine, 37, 70, 300, activation)
     checks.check_linear_forward(machine, 20, 33, 9, activation, special=True)
     checks.check_linear_backward(machine, 300, 33, 20, activation)
+    checks.check_linear_backward(machine, 70, 36, 5, activation)
+    checks.check_linear_backward(machine, 70, 36, 5, activation, grad=checks.random(70, 37)[:, :36])
 
 
 @pytest.mark.parametrize("special", [False, True])
@@ -125,30 +127,46 @@ def test_elementwise_losses(any_machine, shape, reduction):
 @pytest.mark.parametrize("logarithm", [False, True], ids=["softmax", "log_softmax"])
 def test_softmax(any_machine, logarithm):
     short = [(1, 1), (9, 10), (5, 33), (3, 512), (3, 513), (3, 1000), (3, 1024), (2, 1025), (2, 1028)]
-    for shape in [*short, (2, 4096), (2, 4097), (2, 4100), (1, 12292), (1, 24580), (1, 57840), (1, 58372), (1, 40001)]:
+    odd = [(3, 257), (3, 1023), (2, 4097), (1, 24581), (1, 40001), (2, 65537)]
+    for shape in [*short, *odd, (2, 4096), (2, 4100), (1, 12292), (1, 24580), (1, 58096), (2, 58100), (1, 131076)]:
         checks.check_softmax(any_machine, shape, logarithm=logarithm)
         checks.check_softmax(any_machine, shape, logarithm=logarithm, special=True)
     for shape in [(3, 7, 5), (2, 1030, 3), (2, 4100, 2)]:
         checks.check_softmax(any_machine, shape, dim=1, logarithm=logarithm)
 
 
+@pytest.mark.parametrize("logarithm", [False, True], ids=["softmax", "log_softmax"])
+def test_rows_beyond_the_shared_memory_of_a_block(any_machine, logarithm):
+    """And, without clusters or of more columns than a cluster holds, beyond any."""
+    clusters = [(8, 458752), (8, 458753), (1, 58100), (1, 58101)]
+    for most_cluster, columns in clusters:
+        any_machine.runner.set_most_cluster(most_cluster)
+        before = machines.launches_of(any_machine.runner)
+        checks.check_softmax(any_machine, (1, columns), logarithm=logarithm)
+        launched = machines.launches_of(any_machine.runner) - before
+        found = any("ClusterRow" in name for name in launched)
+        assert found == (most_cluster > 1 and columns <= 458752), launched
+    any_machine.runner.set_most_cluster(8)
+
+
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 def test_cross_entropy(any_machine, reduction, smoothing, weighted):
-    for shape in [(1, 1), (9, 10), (5000, 2), (3, 1024), (3, 1500), (3, 5000), (2, 7, 5), (2, 4100, 2)]:
+    for shape in [(1, 1), (9, 10), (5000, 2), (3, 1024), (3, 1500), (3, 5001), (3, 333), (2, 7, 5), (2, 4100, 2)]:
         checks.check_cross_entropy(any_machine, shape, reduction, weighted, smoothing)
     checks.check_cross_entropy(any_machine, (20, 30), reduction, weighted, smoothing, special=True)
     checks.check_cross_entropy(any_machine, (20, 32), reduction, weighted, smoothing, special=True)
     checks.check_cross_entropy(any_machine, (1, 20480), reduction, weighted, smoothing)
-    checks.check_cross_entropy(any_machine, (1, 58372), reduction, weighted, smoothing)
+    checks.check_cross_entropy(any_machine, (2, 58372), reduction, weighted, smoothing)
+    checks.check_cross_entropy(any_machine, (1, 65537), reduction, weighted, smoothing)
 
 
 def test_inputs_that_begin_between_groups_of_elements(any_machine):
     """All else is aligned."""
     memory = any_machine.memory
     memory.put = lambda t: None if t is None else memory.copy(torch.cat([t.flatten(), t.new_zeros(1)])).address
-    for columns in (64, 1028, 24580):
+    for columns in (64, 1024, 1028, 24580):
         checks.check_softmax(any_machine, (2, columns), special=True)
         checks.check_cross_entropy(any_machine, (2, columns), weighted=True, smoothing=0.1)
         checks.check_cross_entropy(any_machine, (2, columns), probabilities=True)

@@ -5,19 +5,26 @@ import ctypes
 
 import pytest
 import torch
-from emulator import checks, ops
+from accuracy import assert_same_bits
+from emulator import checks, machines, ops
 from test_cuda_emulated import compiled_runner, machine, pytestmark  # noqa: F401
 
 SHAPES = [((1,), 1, 1, 1, 1), ((2, 3), 5, 7, 4, 6), ((2,), 40, 33, 64, 9), ((1,), 300, 270, 20, 5)]
 
 
-@pytest.fixture(params=[1 << 25, 1 << 15], ids=["at once", "in pieces"])
+WHERE = {"in one launch": (1 << 25, 227 << 10), "at once": (1 << 25, 4 << 10), "in pieces": (1 << 15, 4 << 10)}
+
+
+@pytest.fixture(params=WHERE.values(), ids=WHERE)
 def pieces(request):
-    """How many scores are in memory at a time."""
+    """How many scores are in memory at a time, unless a block's fit its shared memory."""
     runner = compiled_runner(torch.float32)
-    runner.set_most_scores(request.param)
-    yield request.param
+    scores, shared_bytes = request.param
+    runner.set_most_scores(scores)
+    runner.set_shared_bytes(shared_bytes)
+    yield scores
     runner.set_most_scores(1 << 25)
+    runner.set_shared_bytes(227 << 10)
 
 
 @pytest.mark.parametrize("special", [False, True])
@@ -33,12 +40,42 @@ def test_causal_outputs_and_gradients(machine, pieces, shape, special):
     checks.check_attention(machine, checks.attention_operands(machine, *shape, None, special), is_causal=True)
 
 
-def test_a_mask_and_causality_together(machine):
+def test_a_mask_and_causality_together(machine, pieces):
     for mask in ("added", "allowed"):
         checks.check_attention(machine, checks.attention_operands(machine, (2,), 140, 150, 6, 3, mask), is_causal=True)
+    q, k, v, _ = checks.attention_operands(machine, (1,), 140, 150, 6, 3)
+    mask = torch.full((140, 150), float("inf"))
+    checks.check_attention(machine, (q, k, v, mask), is_causal=True)
 
 
-def test_queries_that_see_nothing_have_no_weights(machine):
+def check_forward(machine, operands, is_causal=False):
+    y = ops.scaled_dot_product_attention(machine, *operands, is_causal)
+    expected = checks.library.scaled_dot_product_attention_forward(*operands, is_causal, None)
+    assert_same_bits(y, expected, f"attention {(*operands[0].shape, *operands[1].shape)}")
+
+
+@pytest.mark.parametrize("mask", [None, "added", "allowed"])
+@pytest.mark.parametrize(("keys", "queries"), [(330, 64), (600, 32), (700, 64), (801, 32), (1400, 32), (2001, 16)])
+def test_as_many_queries_in_a_block_as_fit(keys, queries, mask):
+    """On one multiprocessor, which blocks of any size fill."""
+    machine = machines.Emulator(compiled_runner(torch.float32), torch.float32, True, 1)
+    for width, value_width in [(40, 64), (32, 70)]:
+        operands = checks.attention_operands(machine, (1,), 70, keys, width, value_width, mask)
+        before = machines.launches_of(machine.runner)
+        check_forward(machine, operands)
+        launched = machines.launches_of(machine.runner) - before
+        assert [name for name in launched if f"attention_block_kernelILi{queries}E" in name], launched
+
+
+def test_scores_that_fit_no_shared_memory(machine):
+    for keys, width in [(3000, 4), (10, 257)]:
+        before = machines.launches_of(machine.runner)
+        check_forward(machine, checks.attention_operands(machine, (1,), 20, keys, width, 4))
+        launched = machines.launches_of(machine.runner) - before
+        assert not [name for name in launched if "attention_block" in name], launched
+
+
+def test_queries_that_see_nothing_have_no_weights(machine, pieces):
     q, k, v, _ = checks.attention_operands(machine, (2,), 6, 5, 4, 3)
     mask = torch.zeros(6, 5, dtype=torch.bool)
     mask[4] = True

@@ -44,6 +44,7 @@ def test_elementwise_kernels(machine):
 def test_linear_gradients(machine):
     for activation in ACTIVATIONS:
         checks.check_linear_backward(machine, 70, 33, 5, activation)
+        checks.check_linear_backward(machine, 70, 40, 5, activation)
     checks.check_linear_backward(machine, 5000, 3, 2)
 
 

@@ -20,11 +20,13 @@ class TestSm80(InterpretedSteps):
     architecture, blocks = "sm_80", (1,)
 
     def test_its_instructions_are_those_of_sm_90_but_for_clusters(self):
-        """So the interpreter runs them there."""
+        """So the interpreter runs them there. Rows of clusters have no code here."""
         ours, theirs = self.kernels, compiled("sm_90", self.dtype)[0]
         assert ours.keys() == theirs.keys()
         different = [name for name, kernel in ours.items() if kernel.code != theirs[name].code]
-        assert all("train_steps_kernel" in name for name in different)
+        of_clusters = [name for name in different if "ClusterRow" in name]
+        assert len(of_clusters) > 6 and all(len(ours[name].code) < 5 for name in of_clusters)
+        assert all("train_steps_kernel" in name for name in different if name not in of_clusters)
 
 
 class TestSm90(InterpretedKernels, InterpretedProducts, InterpretedSteps):
@@ -38,7 +40,7 @@ class TestSm90(InterpretedKernels, InterpretedProducts, InterpretedSteps):
         (kernel,) = [k for name, k in self.kernels.items() if re.search(rf"4TileILi128E.*{majors}f", name)]
         found = collections.Counter(".".join(instruction.opcode) for instruction in kernel.code)
         assert found["ld.shared.v4.f32"] == 16 * 4 and not found["ld.shared.f32"]
-        assert found["ld.global.v4.f32"] >= 16 and found["st.global.v4.f32"] >= 16
+        assert found["ld.global.v4.f32"] >= 16 and found["st.global.v4.b32"] >= 16
         assert found["cp.async.cg.shared.global"] == 4 * ((not a_depth) + (not b_depth))  # each of two at two places
 
 

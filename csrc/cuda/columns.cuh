@@ -5,63 +5,96 @@
 
 namespace pytorch_ext::PYTORCH_EXT_ISA {
 
-// Thread (t, w) of a block: column t, and of its 64 lanes those that are w modulo the number of warps.
-constexpr int COLUMN_WARPS = 8, LANES_PER_THREAD = SUM_LANES / COLUMN_WARPS;
+constexpr int COLUMN_THREADS = 256;
 
-// y (segments, columns): the sum of the terms of each segment of rows; term(row, column) is asked for every element
-// once, by one thread. y may be null, when the terms alone are wanted.
+// y (segments, columns): the sum of the terms of each segment of rows. A thread has Term::groups neighbouring columns,
+// of which `left` exist: term.load(row, column, left, aligned) and then term.terms(loaded, row, column, left, aligned)
+// are called for each group of a row once, by one thread, with `aligned` where term.aligned says that groups are, and
+// all of this one exists. y may be null, when the terms alone are wanted.
 template <class T, class S, class Term>
-__global__ void __launch_bounds__(WARP* COLUMN_WARPS)
+__global__ void __launch_bounds__(COLUMN_THREADS, sizeof(T) == 4 ? 3 : 1)
     sum_columns_kernel(Term term, int64_t rows, int64_t columns, int64_t column_blocks, S* y) {
-  __shared__ T partial[COLUMN_WARPS][WARP];
-  const int t = threadIdx.x % WARP, w = threadIdx.x / WARP;
-  const int64_t column = blockIdx.x % column_blocks * WARP + t, segment = blockIdx.x / column_blocks;
+  // Threads side by side, and one below the other; these have the lanes that are theirs modulo `down`.
+  constexpr int together = Term::groups, across = WARP / together, down = COLUMN_THREADS / across;
+  constexpr int lanes_each = SUM_LANES / down;
+  __shared__ __align__(16) T partial[down][WARP];
+  const int own = threadIdx.x % across * together, w = threadIdx.x / across;
+  const int64_t first = blockIdx.x % column_blocks * WARP, segment = blockIdx.x / column_blocks;
+  const int64_t column = first + own, left = columns - column;
   const int64_t begin = segment * SUM_SEGMENT, end = smaller<int64_t>(rows, begin + SUM_SEGMENT);
-  T lanes[LANES_PER_THREAD];
+  Terms<T, together> lanes[lanes_each] = {};
+  const bool aligned = term.aligned && left >= together;
+  // Those of the thread's next rows, sweeps * lanes_each of them; `whole`: all of these exist, and are aligned.
+  auto add_terms = [&](auto sweeps, int64_t row, bool whole) {
+    constexpr int count = decltype(sweeps)::value * lanes_each;
+    const int64_t left_here = whole ? together : left;
+    typename Term::Loaded loaded[count];
 #pragma unroll
-  for (int j = 0; j < LANES_PER_THREAD; j++) lanes[j] = T(0);
-  if (column < columns)
-    for (int64_t row = begin + w; row < end; row += SUM_LANES) {
+    for (int j = 0; j < count; j++)
+      if (whole || row + j * down < end) loaded[j] = term.load(row + j * down, column, left_here, whole || aligned);
 #pragma unroll
-      for (int j = 0; j < LANES_PER_THREAD; j++)
-        if (row + j * COLUMN_WARPS < end) lanes[j] = add(lanes[j], term(row + j * COLUMN_WARPS, column));
-    }
+    for (int j = 0; j < count; j++)
+      if (whole || row + j * down < end)
+        lanes[j % lanes_each] =
+            add(lanes[j % lanes_each], term.terms(loaded[j], row + j * down, column, left_here, whole || aligned));
+  };
+  int64_t row = begin + w;
+  if (aligned)  // twice as many loads are under way
+    for (; row + (2 * lanes_each - 1) * down < end; row += 2 * SUM_LANES)
+      add_terms(std::integral_constant<int, 2>{}, row, true);
+  if (left > 0)
+    for (; row < end; row += SUM_LANES) add_terms(std::integral_constant<int, 1>{}, row, false);
 #pragma unroll
-  for (int width = LANES_PER_THREAD / 2; width >= 1; width /= 2)
+  for (int width = lanes_each / 2; width >= 1; width /= 2)
 #pragma unroll
     for (int j = 0; j < width; j++) lanes[j] = add(lanes[j], lanes[j + width]);
-  partial[w][t] = lanes[0];
 #pragma unroll
-  for (int width = COLUMN_WARPS / 2; width >= 1; width /= 2) {
+  for (int k = 0; k < together; k++) partial[w][own + k] = lanes[0].values[k];
+  const int t = threadIdx.x % WARP;
+#pragma unroll
+  for (int width = down / 2; width >= 1; width /= 2) {
     __syncthreads();
-    if (w < width) partial[w][t] = add(partial[w][t], partial[w + width][t]);
+    for (int l = threadIdx.x / WARP; l < width; l += COLUMN_THREADS / WARP)
+      partial[l][t] = add(partial[l][t], partial[l + width][t]);
   }
-  if (y && w == 0 && column < columns) y[segment * columns + column] = narrow<S>(partial[0][t]);
+  if (y && threadIdx.x < WARP && first + t < columns) y[segment * columns + first + t] = narrow<S>(partial[0][t]);
 }
 
 template <class T>
-struct ArrayTerm {  // of a contiguous array
+struct ArrayTerm {  // of a contiguous array; `aligned`: so are groups of its rows
+  static constexpr int groups = ElementGroup<T>::size;
   const T* x;
   int64_t columns;
-  __device__ __forceinline__ T operator()(int64_t row, int64_t column) const { return x[row * columns + column]; }
+  bool aligned;
+  using Loaded = ElementGroup<T>;
+  __device__ __forceinline__ Loaded load(int64_t row, int64_t column, int64_t left, bool aligned) const {
+    return load_group(x + row * columns + column, left, aligned);
+  }
+  __device__ __forceinline__ Terms<T, groups> terms(const Loaded& loaded, int64_t, int64_t, int64_t, bool) const {
+    return widen(loaded);
+  }
 };
+template <class T>
+ArrayTerm<T> array_term(const T* x, int64_t columns) {
+  return {x, columns, are_aligned(x) && columns % ArrayTerm<T>::groups == 0};
+}
 
 // Elements of device memory that sum_columns() needs.
 inline int64_t sum_columns_workspace(int64_t rows, int64_t columns) { return segment_sums(rows) * columns; }
 
-// y (columns,): the sum of term(row, column) over any number of rows.
+// y (columns,): the sum of the terms over any number of rows.
 template <class T, class S, class Term>
 cudaError_t sum_columns(Term term, int64_t rows, int64_t columns, S* y, T* workspace, Device device) {
-  constexpr int threads = WARP * COLUMN_WARPS;
   const int64_t column_blocks = ceil_div(columns, WARP);
   if (rows <= SUM_SEGMENT)
-    return launch(sum_columns_kernel<T, S, Term>, column_blocks, threads, 0, device, term, rows, columns, column_blocks,
-                  y);
+    return launch(sum_columns_kernel<T, S, Term>, column_blocks, COLUMN_THREADS, 0, device, term, rows, columns,
+                  column_blocks, y);
   const int64_t segments = ceil_div(rows, SUM_SEGMENT);
-  cudaError_t error = launch(sum_columns_kernel<T, T, Term>, column_blocks * segments, threads, 0, device, term, rows,
-                             columns, column_blocks, y ? workspace : static_cast<T*>(nullptr));
+  cudaError_t error = launch(sum_columns_kernel<T, T, Term>, column_blocks * segments, COLUMN_THREADS, 0, device, term,
+                             rows, columns, column_blocks, y ? workspace : static_cast<T*>(nullptr));
   if (error != cudaSuccess || !y) return error;
-  return sum_columns<T>(ArrayTerm<T>{workspace, columns}, segments, columns, y, workspace + segments * columns, device);
+  return sum_columns<T>(array_term<T>(workspace, columns), segments, columns, y, workspace + segments * columns,
+                        device);
 }
 
 }  // namespace pytorch_ext::PYTORCH_EXT_ISA

@@ -76,40 +76,55 @@ struct ClassRow {
   }
 };
 
-// Row `number`, by its threads. `losses`: the loss of every row, or null.
-template <class Row, class S, class L>
+// Where the loss of every row goes, if anywhere: to the caller, or to be summed.
+template <class S>
+struct RowLosses {
+  S* wanted;
+  compute_t<S>* summed;
+  __device__ __forceinline__ bool any() const { return wanted || summed; }
+  __device__ __forceinline__ void store(int64_t row, compute_t<S> loss) const {
+    if (wanted)
+      wanted[row] = narrow<S>(loss);
+    else
+      summed[row] = loss;
+  }
+};
+
+// Row `number`, by its threads.
+template <class Row, class S>
 __device__ __forceinline__ void class_indices_row(const ClassificationLoss<S>& p,
-                                                  const ClassTotals<compute_t<S>>& totals, int64_t number, L* losses) {
+                                                  const ClassTotals<compute_t<S>>& totals, int64_t number,
+                                                  RowLosses<S> losses) {
   using T = compute_t<S>;
   const int64_t o = number / p.inner, i = number % p.inner, target = p.indices[number];
   S* dx = p.dinput ? p.dinput + o * p.classes * p.inner + i : nullptr;
   if (target == p.ignore_index) {
     if (dx) Row(p.classes, p.inner).store(dx, [](int, int64_t) { return T(0); });
-    if (losses && is_first_of_row<Row>()) losses[number] = narrow<L>(T(0));
+    if (losses.any() && is_first_of_row<Row>()) losses.store(number, T(0));
     return;
   }
   require(target >= 0 && target < p.classes, PYTORCH_EXT_CLASS_INDICES);
   const ClassRow<Row, S> row(p, target, totals.weight_sum);
   const ExponentialRow<Row, S> e(row.row, p.input + o * p.input_outer + i, dx, /*keeps_shifted=*/false);
-  if (losses) {
+  if (losses.any()) {
     const T loss = row.loss(e);
-    if (is_first_of_row<Row>()) losses[number] = narrow<L>(loss);
+    if (is_first_of_row<Row>()) losses.store(number, loss);
   }
   if (!dx) return;
   const T scale = loss_scale(p.grad, p.reduction, number, totals.divisor), inverse = div(T(1), e.sum);
   e.store(dx, [&](int64_t c, T exponential) { return mul(row.slope(c, mul(exponential, inverse)), scale); });
 }
 
-template <class Row, class S, class L>
+template <class Row, class S>
 __global__ void __launch_bounds__(Row::block_threads, Row::blocks)
-    class_indices_kernel(ClassificationLoss<S> p, ClassTotals<compute_t<S>> totals, L* losses) {
+    class_indices_kernel(ClassificationLoss<S> p, ClassTotals<compute_t<S>> totals, RowLosses<S> losses) {
   const int64_t number = own_row<Row>();
   if (number < p.outer * p.inner && !holds_gradients(p)) class_indices_row<Row>(p, totals, number, losses);
 }
 
-template <class Row, class S, class L>
+template <class Row, class S>
 __global__ void __launch_bounds__(Row::block_threads, Row::blocks)
-    class_probabilities_kernel(ClassificationLoss<S> p, ClassTotals<compute_t<S>> totals, L* losses) {
+    class_probabilities_kernel(ClassificationLoss<S> p, ClassTotals<compute_t<S>> totals, RowLosses<S> losses) {
   using T = compute_t<S>;
   const int64_t number = own_row<Row>();
   if (number >= p.outer * p.inner || holds_gradients(p)) return;
@@ -122,10 +137,10 @@ __global__ void __launch_bounds__(Row::block_threads, Row::blocks)
   auto weighted = [&](int64_t c, T v) { return p.weight ? mul(widen(p.weight[c]), v) : v; };
   auto minus_log = [&](T x) { return neg(sub(e.shifted(x), log_sum)); };
   auto q = [&](int64_t c, T t) { return weighted(c, p.smoothed ? fma(t, p.kept, p.spread) : t); };
-  if (losses) {
+  if (losses.any()) {
     const T loss =
         row.template sum<T>([&](int, int64_t c, T x, T t) { return mul(q(c, t), minus_log(x)); }, e.x, target);
-    if (is_first_of_row<Row>()) losses[number] = narrow<L>(loss);
+    if (is_first_of_row<Row>()) losses.store(number, loss);
   }
   if (p.dprobabilities)
     row.store(
@@ -188,19 +203,18 @@ cudaError_t cross_entropy(const ClassificationLoss<S>& p, compute_t<S>* workspac
   ClassTotals<T> totals;
   cudaError_t error = class_totals(p, totals, workspace, device);
   if (error != cudaSuccess) return error;
-  const bool together =
-      moves_together<S>(p.classes, p.inner, p.input_outer, p.input, p.probabilities, p.dinput, p.dprobabilities);
-  auto launch_to = [&](auto* to) {
-    using L = std::remove_pointer_t<decltype(to)>;
-    return with_rows<S>(rows, p.classes, together, 1, device, [&](const RowGrid& grid, auto* row) {
+  const RowLayout layout =
+      row_layout<S>(p.classes, p.inner, p.input_outer, p.input, p.probabilities, p.dinput, p.dprobabilities);
+  auto launch_to = [&](const RowLosses<S>& losses) {
+    return with_rows<S>(rows, p.classes, layout, 1, device, [&](const RowGrid& grid, auto* row) {
       using Row = std::remove_pointer_t<decltype(row)>;
-      return launch(p.indices ? class_indices_kernel<Row, S, L> : class_probabilities_kernel<Row, S, L>, grid, device,
-                    p, totals, to);
+      return launch(p.indices ? class_indices_kernel<Row, S> : class_probabilities_kernel<Row, S>, grid, device, p,
+                    totals, losses);
     });
   };
-  if (!p.loss || p.reduction == Reduction::none) return launch_to(p.loss);
+  if (!p.loss || p.reduction == Reduction::none) return launch_to({p.loss, nullptr});
   T *segments = workspace + CLASS_TOTALS, *losses = segments + class_segments(p);
-  error = launch_to(losses);
+  error = launch_to({nullptr, losses});
   if (error != cudaSuccess) return error;
   return sum_terms<T>(ArrayElement<T>{losses}, rows, StoreLoss<S>{p.loss, p.reduction, totals.divisor}, segments,
                       device);

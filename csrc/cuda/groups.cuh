@@ -29,18 +29,6 @@ __device__ __forceinline__ ElementGroup<S> load_group(const S* x, int64_t left, 
     if (j < left) group.values[j] = x[j];
   return group;
 }
-template <class S>
-__device__ __forceinline__ void store_group(S* y, const ElementGroup<S>& group, int64_t left, bool aligned) {
-  constexpr int size = ElementGroup<S>::size;
-  if (aligned && left >= size) {
-    *reinterpret_cast<ElementGroup<S>*>(y) = group;
-    return;
-  }
-#pragma unroll
-  for (int j = 0; j < size; j++)
-    if (j < left) y[j] = group.values[j];
-}
-
 // Writes 16 bytes of global memory at once. An assignment of as many the compiler sometimes makes four of.
 template <class Group>
 __device__ __forceinline__ void store_16_bytes(void* to, const Group& group) {
@@ -53,6 +41,22 @@ __device__ __forceinline__ void store_16_bytes(void* to, const Group& group) {
 #else
   memcpy(to, &group, 16);
 #endif
+}
+
+// To the group at y, likewise, in global memory.
+template <class S>
+__device__ __forceinline__ void store_group(S* y, const ElementGroup<S>& group, int64_t left, bool aligned) {
+  constexpr int size = ElementGroup<S>::size;
+  if (aligned && left >= size) {
+    if constexpr (sizeof group == 16)
+      store_16_bytes(y, group);
+    else
+      *reinterpret_cast<ElementGroup<S>*>(y) = group;
+    return;
+  }
+#pragma unroll
+  for (int j = 0; j < size; j++)
+    if (j < left) y[j] = group.values[j];
 }
 
 // Whether all arrays begin at a multiple of 16 bytes; a null pointer does.

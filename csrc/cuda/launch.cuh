@@ -122,11 +122,11 @@ __device__ __forceinline__ void require(bool condition, const char* expectation)
 #endif
 }
 
-// Where a launcher launches, for how many multiprocessors it divides its work, and how many bytes of shared memory a
-// block may have: the caller knows the device.
+// Where a launcher launches, for how many multiprocessors it divides its work, how many bytes of shared memory a block
+// may have, and of how many blocks a cluster may be (cluster.cuh; 1: there are none): the caller knows the device.
 struct Device {
   cudaStream_t stream;
-  int multiprocessors, shared_bytes;
+  int multiprocessors, shared_bytes, most_cluster = 1;
 };
 
 // The configuration of a kernel's launch on `blocks` blocks in x, which the kernel is prepared for.

@@ -10,18 +10,47 @@ namespace pytorch_ext::PYTORCH_EXT_ISA {
 
 template <class Act, class S>
 struct GradientTerm {
+  static constexpr int groups = ElementGroup<S>::size;
+  static constexpr bool has_mask = sizeof(S) == 2 && std::is_same_v<Act, Relu>;
+  struct Loaded {
+    ElementGroup<S> grad, saved;
+    uint64_t positive;
+  };
   LinearGradient<S> p;
+  bool aligned;  // so are groups of all arrays
 
-  __device__ __forceinline__ compute_t<S> operator()(int64_t row, int64_t column) const {
-    auto dz = widen(p.grad[row * p.grad_row + column * p.grad_column]);
-    if constexpr (sizeof(S) == 2 && std::is_same_v<Act, Relu>) {
-      if (p.mask) {
-        const bool is_positive = p.mask[row * mask_words(p.columns) + column / 64] >> column % 64 & 1;
-        dz = select(is_positive, dz, 0.0f);
-      }
+  __device__ __forceinline__ Loaded load(int64_t row, int64_t column, int64_t left, bool aligned) const {
+    Loaded loaded;
+    const S* grad = p.grad + row * p.grad_row;
+    if (aligned || p.grad_column == 1)
+      loaded.grad = load_group(grad + column, left, aligned);
+    else
+#pragma unroll
+      for (int j = 0; j < groups; j++) loaded.grad.values[j] = *grad;
+    if (p.saved) loaded.saved = load_group(p.saved + row * p.columns + column, left, aligned);
+    if constexpr (has_mask)
+      if (p.mask) loaded.positive = p.mask[row * mask_words(p.columns) + column / 64] >> column % 64;
+    return loaded;
+  }
+  // And stores them.
+  __device__ __forceinline__ Terms<compute_t<S>, groups> terms(const Loaded& loaded, int64_t row, int64_t column,
+                                                               int64_t left, bool aligned) const {
+    auto dz = widen(loaded.grad);
+    if constexpr (has_mask)
+      if (p.mask)
+#pragma unroll
+        for (int j = 0; j < groups; j++) dz.values[j] = select((loaded.positive >> j & 1) != 0, dz.values[j], 0.0f);
+    if (p.saved) {
+      const auto saved = widen(loaded.saved);
+#pragma unroll
+      for (int j = 0; j < groups; j++) dz.values[j] = Act::gradient(dz.values[j], saved.values[j]);
     }
-    if (p.saved) dz = Act::gradient(dz, widen(p.saved[row * p.columns + column]));
-    if (p.dz) p.dz[row * p.columns + column] = narrow<S>(dz);
+    if (p.dz) {
+      ElementGroup<S> narrowed;
+#pragma unroll
+      for (int j = 0; j < groups; j++) narrowed.values[j] = narrow<S>(dz.values[j]);
+      store_group(p.dz + row * p.columns + column, narrowed, left, aligned);
+    }
     return dz;
   }
 };
@@ -36,7 +65,10 @@ template <class S>
 cudaError_t linear_gradient(const LinearGradient<S>& p, compute_t<S>* workspace, Device device) {
   cudaError_t error = cudaSuccess;
   with_activation(p.activation, [&](auto act) {
-    error = sum_columns<compute_t<S>>(GradientTerm<decltype(act), S>{p}, p.rows, p.columns, p.dbias, workspace, device);
+    using Term = GradientTerm<decltype(act), S>;
+    const bool aligned =
+        are_aligned(p.grad, p.saved, p.dz) && p.grad_column == 1 && (p.grad_row | p.columns) % Term::groups == 0;
+    error = sum_columns<compute_t<S>>(Term{p, aligned}, p.rows, p.columns, p.dbias, workspace, device);
   });
   return error;
 }

@@ -41,7 +41,6 @@ using SmallTile = Tile<32, 32, 2, 4, 4>;
 template <class Tile, class T, int Lines>
 struct StepOf {
   static constexpr int width = Lines + 4;
-  static_assert(Lines % 32 == 0);
   T at[Tile::depth][width];
 };
 template <class Tile, class T>
@@ -65,7 +64,7 @@ struct OperandCopy {
   static constexpr int across = major == Major::lines ? Lines / together : 8;  // threads for what is contiguous
   static constexpr int apart = Tile::threads / across, sides = (major == Major::lines ? Tile::depth : Lines) / apart;
   static constexpr int halves = major == Major::lines ? 1 : Tile::depth / across, width = StepOf<Tile, T, Lines>::width;
-  static_assert(Tile::threads % across == 0 && sides > 0 && halves > 0);
+  static_assert(Tile::threads % across == 0 && Lines % 32 == 0 && sides > 0 && halves > 0);
 
   const T* at;        // this thread's first element of the next step,
   SharedPlace<T> to;  // and its place
@@ -157,7 +156,9 @@ struct TileSums {
   struct Places {
     SharedPlace<T> a, b;
     __device__ __forceinline__ explicit Places(const Step<Tile, T>& step)
-        : a(&step.a.at[0][row(threadIdx.x, 0)]), b(&step.b.at[0][column(threadIdx.x, 0)]) {}
+        : Places(&step.a.at[0][0], &step.b.at[0][0]) {}
+    __device__ __forceinline__ Places(const T* a, const T* b)
+        : a(a + row(threadIdx.x, 0)), b(b + column(threadIdx.x, 0)) {}
   };
   __device__ __forceinline__ void multiply(const Places& places) {
     const T *a = places.a.pointer(), *b = places.b.pointer();
@@ -176,6 +177,13 @@ struct TileSums {
 #pragma unroll
         for (int j = 0; j < Tile::thread_columns; j++) sums[i][j] = fma(x[k % 2][i], y[k % 2][j], sums[i][j]);
     }
+  }
+  // Adds those of a later chunk.
+  __device__ __forceinline__ void add_sums(const TileSums& later) {
+#pragma unroll
+    for (int i = 0; i < Tile::thread_rows; i++)
+#pragma unroll
+      for (int j = 0; j < Tile::thread_columns; j++) sums[i][j] = add(sums[i][j], later.sums[i][j]);
   }
   // Adds the sums to what C holds. `whole`: all of the tile exists, and groups of columns are aligned.
   __device__ __forceinline__ void add_to(const T* C, int64_t c_row, const TileEdge& edge) {

@@ -3,9 +3,10 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 
 #include "../cpu/dtypes.h"
-#include "launch.cuh"
+#include "cluster.cuh"
 #include "launchers.h"
 
 // The architectures this was compiled for, as nvcc's -arch names them.
@@ -16,15 +17,24 @@
 namespace pytorch_ext::cuda {
 
 using device::Device;
+using device::PORTABLE_CLUSTER;
+
+// Code for devices before 9.0, which later ones may run, has clusters of one block.
+constexpr bool BUILT_FOR_CLUSTERS =
+    std::string_view(PYTORCH_EXT_ARCHITECTURES).find("sm_9") != std::string_view::npos ||
+    std::string_view(PYTORCH_EXT_ARCHITECTURES).find("sm_1") != std::string_view::npos;
 
 // The device as the launchers see it, which becomes the runtime's current one: this library's runtime is not torch's.
 inline cudaError_t enter(const Queue& queue, Device& device) {
-  static int multiprocessors[64], shared_bytes[64];  // of the devices asked before; all threads would write the same
+  // Of the devices asked before; all threads would write the same.
+  static int major[64], multiprocessors[64], shared_bytes[64];
   const int number = queue.device();
   device = {static_cast<cudaStream_t>(queue.stream()), 1, 48 << 10};
   cudaError_t error = cudaSetDevice(number);
   if (error != cudaSuccess || number >= 64) return error;
   if (shared_bytes[number] == 0) {
+    error = cudaDeviceGetAttribute(&major[number], cudaDevAttrComputeCapabilityMajor, number);
+    if (error != cudaSuccess) return error;
     error = cudaDeviceGetAttribute(&multiprocessors[number], cudaDevAttrMultiProcessorCount, number);
     if (error != cudaSuccess) return error;
     error = cudaDeviceGetAttribute(&shared_bytes[number], cudaDevAttrMaxSharedMemoryPerBlockOptin, number);
@@ -32,6 +42,7 @@ inline cudaError_t enter(const Queue& queue, Device& device) {
   }
   device.multiprocessors = multiprocessors[number];
   device.shared_bytes = shared_bytes[number];
+  device.most_cluster = BUILT_FOR_CLUSTERS && major[number] >= 9 ? PORTABLE_CLUSTER : 1;
   return cudaSuccess;
 }
 

@@ -107,11 +107,7 @@ struct ArrayElement {
   static constexpr int groups = ElementGroup<S>::size;
   const S* x;
   __device__ __forceinline__ auto group(int64_t first, int64_t left) const {
-    const auto loaded = load_group(x + first, left, are_aligned(x));
-    Terms<compute_t<S>, groups> terms;
-#pragma unroll
-    for (int j = 0; j < groups; j++) terms.values[j] = widen(loaded.values[j]);
-    return terms;
+    return widen(load_group(x + first, left, are_aligned(x)));
   }
 };
 

@@ -1,7 +1,9 @@
-// scaled_dot_product_attention out of products, masks and softmax, over as many scores at a time as a bounded workspace
-// holds: some heads, and of these a block of queries.
+// scaled_dot_product_attention in one launch where a block's scores fit shared memory (attention_block.cuh). Else, and
+// for gradients, out of products, masks and softmax, over as many scores at a time as a bounded workspace holds: some
+// heads, and of these a block of queries.
 #pragma once
 
+#include "attention_block.cuh"
 #include "attention_rows.cuh"
 #include "product.cuh"
 #include "softmax.cuh"
@@ -204,9 +206,19 @@ AttentionSteps<T> steps_of(const AttentionGradient<T>& call, int64_t most_scores
   return {call.of, PRODUCT_CHUNK, 2, most_scores, workspace, device};
 }
 
+// Whether a call is one launch, and with what blocks.
+template <class Call>
+AttentionBlocks one_launch_blocks(const Call&, Device) {
+  return {0, 0};
+}
+inline AttentionBlocks one_launch_blocks(const AttentionOutput<float>& call, Device device) {
+  return attention_blocks(call.of, device);
+}
+
 // Elements of device memory that the launcher needs beside its arguments. Call: AttentionOutput, AttentionGradient.
 template <class T, template <class> class Call>
 int64_t attention_workspace(const Call<T>& call, Device device, int64_t most_scores = MOST_SCORES) {
+  if (one_launch_blocks(call, device).queries) return 0;
   AttentionSteps<T> steps = steps_of(call, most_scores, static_cast<T*>(nullptr), device);
   run(call, steps);
   return steps.elements();
@@ -214,6 +226,9 @@ int64_t attention_workspace(const Call<T>& call, Device device, int64_t most_sco
 
 template <class T, template <class> class Call>
 cudaError_t attention(const Call<T>& call, T* workspace, Device device, int64_t most_scores = MOST_SCORES) {
+  if constexpr (std::is_same_v<Call<T>, AttentionOutput<float>>)
+    if (const AttentionBlocks blocks = one_launch_blocks(call, device); blocks.queries)
+      return launch_attention(call, blocks, device);
   AttentionSteps<T> steps = steps_of(call, most_scores, workspace, device);
   return run(call, steps);
 }

@@ -64,16 +64,16 @@ __global__ void __launch_bounds__(Row::block_threads, Row::blocks) softmax_gradi
 
 template <class S>
 cudaError_t softmax(const Softmax<S>& p, Device device) {
-  const bool together = moves_together<S>(p.columns, p.inner, p.x_outer, p.x, p.y);
-  return with_rows<S>(p.outer * p.inner, p.columns, together, 1, device, [&](const RowGrid& grid, auto* row) {
+  const RowLayout layout = row_layout<S>(p.columns, p.inner, p.x_outer, p.x, p.y);
+  return with_rows<S>(p.outer * p.inner, p.columns, layout, 1, device, [&](const RowGrid& grid, auto* row) {
     return launch(softmax_kernel<std::remove_pointer_t<decltype(row)>, S>, grid, device, p);
   });
 }
 
 template <class S>
 cudaError_t softmax_gradient(const SoftmaxGradient<S>& p, Device device) {
-  const bool together = moves_together<S>(p.columns, p.inner, p.columns, p.grad, p.y, p.dx);
-  return with_rows<S>(p.outer * p.inner, p.columns, together, 2, device, [&](const RowGrid& grid, auto* row) {
+  const RowLayout layout = row_layout<S>(p.columns, p.inner, p.columns, p.grad, p.y, p.dx);
+  return with_rows<S>(p.outer * p.inner, p.columns, layout, 2, device, [&](const RowGrid& grid, auto* row) {
     return launch(softmax_gradient_kernel<std::remove_pointer_t<decltype(row)>, S>, grid, device, p);
   });
 }

@@ -7,10 +7,23 @@
 namespace pytorch_ext::PYTORCH_EXT_ISA {
 
 template <class S>
-struct SliceTerm {  // a column is a slice: all slices lie side by side
+struct SliceTerm {  // a column is a slice: those of one outer index lie side by side
+  static constexpr int groups = ElementGroup<S>::size;
   SliceSum<S> p;
-  __device__ __forceinline__ compute_t<S> operator()(int64_t row, int64_t slice) const {
-    return widen(p.x[slice / p.inner * p.x_outer + slice % p.inner * p.x_inner + row * p.x_row]);
+  bool aligned;  // so are groups, which have one outer index
+  using Loaded = ElementGroup<S>;
+  __device__ __forceinline__ Loaded load(int64_t row, int64_t slice, int64_t left, bool aligned) const {
+    const S* x = p.x + row * p.x_row;
+    if (aligned) return load_group(x + slice / p.inner * p.x_outer + slice % p.inner, left, true);
+    ElementGroup<S> group = {};
+#pragma unroll
+    for (int j = 0; j < groups; j++)
+      if (j < left) group.values[j] = x[(slice + j) / p.inner * p.x_outer + (slice + j) % p.inner];
+    return group;
+  }
+  __device__ __forceinline__ Terms<compute_t<S>, groups> terms(const Loaded& loaded, int64_t, int64_t, int64_t,
+                                                               bool) const {
+    return widen(loaded);
   }
 };
 
@@ -50,8 +63,11 @@ int64_t sum_slices_workspace(const SliceSum<S>& p) {
 
 template <class S>
 cudaError_t sum_slices(const SliceSum<S>& p, compute_t<S>* workspace, Device device) {
-  if (p.x_inner == 1 && (p.inner > 1 || p.x_row != 1))
-    return sum_columns<compute_t<S>>(SliceTerm<S>{p}, p.rows, p.outer * p.inner, p.y, workspace, device);
+  if (p.x_inner == 1 && (p.inner > 1 || p.x_row != 1)) {
+    constexpr int together = SliceTerm<S>::groups;
+    const bool aligned = are_aligned(p.x) && (p.inner | p.x_outer | p.x_row) % together == 0;
+    return sum_columns<compute_t<S>>(SliceTerm<S>{p, aligned}, p.rows, p.outer * p.inner, p.y, workspace, device);
+  }
   return sum_contiguous_slices(p, p.y, workspace, device);
 }
 

@@ -144,7 +144,7 @@ class StepBlock {
       const ClassificationLoss<float> c = class_loss(step, first);
       const ClassTotals<float> totals{{nullptr, divisor(c)}, weight_sum};
       for (int64_t row = rank * STEP_WARPS + warp; row < c.outer; row += cluster_size() * STEP_WARPS) {
-        class_indices_row<StepRow>(c, totals, row, p.terms);
+        class_indices_row<StepRow>(c, totals, row, RowLosses<float>{nullptr, p.terms});
         through_activation(row * c.classes + threadIdx.x % WARP, (row + 1) * c.classes, WARP);
       }
       return;

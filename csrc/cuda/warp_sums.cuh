@@ -82,6 +82,21 @@ struct Terms {
   T values[count];
 };
 
+template <class S>
+__device__ __forceinline__ Terms<compute_t<S>, ElementGroup<S>::size> widen(const ElementGroup<S>& group) {
+  Terms<compute_t<S>, ElementGroup<S>::size> terms;
+#pragma unroll
+  for (int j = 0; j < ElementGroup<S>::size; j++) terms.values[j] = widen(group.values[j]);
+  return terms;
+}
+template <class T, int count>
+__device__ __forceinline__ Terms<T, count> add(const Terms<T, count>& a, const Terms<T, count>& b) {
+  Terms<T, count> sums;
+#pragma unroll
+  for (int j = 0; j < count; j++) sums.values[j] = add(a.values[j], b.values[j]);
+  return sums;
+}
+
 // Lanes of a sum whose terms a warp has in groups of 2 or 4 neighbours. Of 4, a thread and the one half a warp away
 // have the same lanes in turn; they swap halves, so that each owns two lanes whole.
 template <class T, int together>

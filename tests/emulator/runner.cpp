@@ -28,7 +28,7 @@ using namespace pytorch_ext;
 namespace kernels = pytorch_ext::PYTORCH_EXT_ISA;
 
 namespace {
-kernels::Device machine{nullptr, 132, 227 << 10};
+kernels::Device machine{nullptr, 132, 227 << 10, 8};
 int64_t most_scores = int64_t(1) << 25;
 using S = STORAGE;
 using T = compute_t<S>;
@@ -88,6 +88,8 @@ int launch_faulty(void (*kernel)(), int threads) { return kernels::launch(kernel
 extern "C" {
 
 void set_multiprocessors(int count) { machine.multiprocessors = count; }
+void set_shared_bytes(int count) { machine.shared_bytes = count; }
+void set_most_cluster(int count) { machine.most_cluster = count; }
 void set_most_scores(int64_t count) { most_scores = count; }
 
 #if !defined(STORAGE_OF_16_BITS)  // 16-bit products are the stock operator's

@@ -2,10 +2,10 @@
 
 import torch
 
-from . import checks
+from . import checks, ops
 from .arguments import ACTIVATIONS, FUNCTIONS, LOSSES
 
-LONG_ROW = 58372  # in groups, and beyond the shared memory of a block
+LONG_ROW, SHARED_SEGMENTS = 9300, 2.25  # in groups, and beyond the shared memory of a block of so many segments
 
 
 def products(machine):
@@ -28,7 +28,8 @@ def linear_forward(machine):
 def linear_gradients(machine):
     """Of one segment of rows and of two, which is another kernel where results are narrower than sums."""
     for activation in ACTIVATIONS:
-        checks.check_linear_backward(machine, 9, 20, 3, activation)
+        checks.check_linear_backward(machine, 9, 24, 3, activation)
+        checks.check_linear_backward(machine, 9, 13, 3, activation)
         if machine.dtype.itemsize == 2:
             checks.check_linear_backward(machine, 4097, 2, 1, activation)
 
@@ -38,6 +39,19 @@ def attention(machine):
         checks.check_attention(machine, checks.attention_operands(machine, (2,), 5, 9, 4, 3, mask), is_causal)
     operands = checks.attention_operands(machine, (1,), 130, 140, 2, 1)
     checks.check_attention(machine, operands, is_causal=True)
+    if machine.dtype == torch.float32:
+        one_launch_attention(machine)
+
+
+def one_launch_attention(machine):
+    """With blocks of every number of queries: here of one multiprocessor, which blocks of any size fill."""
+    machine.runner.set_multiprocessors(1)
+    for keys, width, value_width in [(70, 17, 68), (801, 3, 2), (1601, 3, 2)]:
+        operands = checks.attention_operands(machine, (1,), 34, keys, width, value_width, "added")
+        y = ops.scaled_dot_product_attention(machine, *operands)
+        expected = checks.library.scaled_dot_product_attention_forward(*operands, False, None)
+        checks.check_all(machine, [y], [expected], f"attention of {keys} keys")
+    machine.runner.set_multiprocessors(132)
 
 
 def functions(machine):
@@ -63,23 +77,31 @@ def losses(machine):
 
 
 def rows(machine):
-    for columns in (11, 12, 1100, 1101, 4201):
-        checks.check_softmax(machine, (2, columns))
-        checks.check_softmax(machine, (2, columns), logarithm=True)
+    for columns, *others in [(11,), (12,), (1100,), (1101,), (4201,), (9, 3), (300, 2), (4100, 2)]:
+        checks.check_softmax(machine, (2, columns, *others), dim=1)
+        checks.check_softmax(machine, (2, columns, *others), dim=1, logarithm=True)
         for probabilities in (False, True):
-            checks.check_cross_entropy(machine, (4, columns), probabilities=probabilities)
-            checks.check_cross_entropy(machine, (2, columns), "none", smoothing=0.1, probabilities=probabilities)
-    checks.check_softmax(machine, (1, LONG_ROW))
-    for probabilities in (False, True):
-        checks.check_cross_entropy(machine, (1, LONG_ROW), "none", smoothing=0.1, probabilities=probabilities)
-        if machine.dtype.itemsize == 2:  # another kernel where results are narrower than sums
-            checks.check_cross_entropy(machine, (1, LONG_ROW), "sum", probabilities=probabilities)
+            checks.check_cross_entropy(machine, (4, columns, *others), probabilities=probabilities)
+            shape = (2, columns, *others)
+            checks.check_cross_entropy(machine, shape, "none", smoothing=0.1, probabilities=probabilities)
+    machine.runner.set_shared_bytes(int(SHARED_SEGMENTS * 4096 * max(4, machine.dtype.itemsize)))
+    for most_cluster, columns in [(8, LONG_ROW), (8, LONG_ROW + 1), (1, LONG_ROW)]:
+        machine.runner.set_most_cluster(most_cluster)
+        long_rows(machine, columns)
+    machine.runner.set_most_cluster(8)
+    machine.runner.set_shared_bytes(227 << 10)
     checks.check_cross_entropy(machine, (4, 70), "sum", weighted=True, smoothing=0.1, special=True)
     checks.check_cross_entropy(machine, (4, 70), "sum", weighted=True, smoothing=0.1, probabilities=True)
     checks.check_cross_entropy(machine, (2, 7, 3), weighted=True)
     checks.check_cross_entropy(machine, (4100, 1))
     checks.check_nll_loss(machine, (70, 9), weighted=True)
     checks.check_nll_loss(machine, (2, 7, 3), "none")
+
+
+def long_rows(machine, columns):
+    checks.check_softmax(machine, (2, columns))
+    for probabilities in (False, True):
+        checks.check_cross_entropy(machine, (2, columns), "none", smoothing=0.1, probabilities=probabilities)
 
 
 def sums(machine):

@@ -81,6 +81,7 @@ class InterpretedProducts(CompiledKernels):
             f"WarpRowILi{8 * together}ELi{together}E",
             f"BlockRowILi{together}E",
             "LossTerm",
+            "GradientTerm",
             "step_kernel",
             "map_k",
         )
