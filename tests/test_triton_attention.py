@@ -128,22 +128,30 @@ def test_a_value_no_gradient_needs_may_be_changed_in_place():
             y.sum().backward()
 
 
+TWICE = {  # small: thousands of launches
+    "broadcast batches": ([(2, 1, 3, 2), (2, 3, 2), (1, 2, 3, 2)], {}),
+    "causal": ([(4, 2), (3, 2), (3, 2)], {"is_causal": True}),
+    "hidden rows": ([(4, 2)] * 3, {"attn_mask": torch.eye(4, dtype=torch.bool) & (torch.arange(4) > 1)}),
+    "negative scale": ([(3, 2)] * 3, {"scale": -2.0}),
+}
+
+
 @pytest.mark.parametrize(
     "name, wanted",
     [
         *(("broadcast batches", wanted) for wanted in ((True, False, False), (False, False, True))),
-        *((name, (True, True, True)) for name in ("broadcast batches", "causal", "hidden rows", "negative scale")),
+        *((name, (True, True, True)) for name in TWICE),
     ],
 )
 def test_second_derivatives_match_finite_differences(name, wanted):
-    inputs, options = case(name, torch.float64)
-    tensors = [t.detach().requires_grad_(g) for t, g in zip(inputs, wanted, strict=True)]
+    shapes, options = TWICE[name]
+    tensors = [make(*shape, dtype=torch.float64, grad=g) for shape, g in zip(shapes, wanted, strict=True)]
     with pytorch_ext.backend("triton"):
         assert torch.autograd.gradgradcheck(lambda *t: attention(*t, **options), tensors, fast_mode=True)
 
 
 def test_there_is_room_for_a_block_of_each_program_or_some_scores_are_taken_at_a_time(page, launched):
-    inputs = make(2, 300, 4), make(2, 70, 4), make(2, 70, 3)
+    inputs = make(2, 100, 4), make(2, 70, 4), make(2, 70, 3)
     room = 64 * 128  # of 64 queries, the keys rounded up to whole sums; 4 multiprocessors
     results = []
     for page.SCORES in (4 * 256 * 64, 4 * room, 4 * room - 1):
@@ -151,7 +159,7 @@ def test_there_is_room_for_a_block_of_each_program_or_some_scores_are_taken_at_a
             results.append(derivatives(attention, inputs, {}, second=False))
     by_blocks = "attention_kernel", "attention_query_gradient_kernel", "attention_key_gradient_kernel"
     assert [launched[name] for name in by_blocks] == [2, 1, 1]  # the keys' programs have room for more
-    assert launched["scores_kernel"] == 2 * 2 + 2
+    assert launched["scores_kernel"] == 2 + 1
     for others in results[1:]:
         for mine, theirs in zip(results[0], others, strict=True):
             assert_same_bits(mine, theirs)
