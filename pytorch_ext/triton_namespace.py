@@ -20,7 +20,7 @@ from .ops.scaled_dot_product_attention import fits as fits_attention
 from .ops.softmax import SoftmaxFunction
 from .triton_coverage import alike, autocast_off, covers, in_transform, is_ordinary
 from .triton_optimizers import adam_step, clip_grad_norm, sgd_step  # noqa: F401
-from .triton_path import kernels
+from .triton_path import kernels, launchers
 
 
 def activation(input, kind):
@@ -44,7 +44,9 @@ def linear(input, weight, bias, activation):
     if operands is None:
         return None
     with autocast_off(input):
-        return LinearFunction.apply(*operands, activation)[0]
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands):
+            return LinearFunction.apply(*operands, activation)[0]
+        return launchers.linear_inference(*operands, activation)
 
 
 def matmul(input, other):
