@@ -102,7 +102,7 @@ def attention_kernel(
     v_outer, v_inner, v_row, v_column, mask_outer, mask_inner, mask_row, mask_column,
     CAUSAL: tl.constexpr, CAUSAL_QUERIES: tl.constexpr, SHAPE: tl.constexpr,
 ):  # fmt: skip
-    """A block of queries after the other, with room for e."""
+    """o = (e / (sum of e)) v: a block of queries after the other, with room for e."""
     blocks, padded = (queries + SHAPE[0] - 1) // SHAPE[0], (keys + SHAPE[1] - 1) // SHAPE[1] * SHAPE[1]
     own, lane = tl.arange(0, SHAPE[0]).to(tl.int64), tl.arange(0, SHAPE[1]).to(tl.int64)
     e_ptr += tl.program_id(0).to(tl.int64) * SHAPE[0] * padded
@@ -146,8 +146,8 @@ def weight_gradients(g, v, e, dp_place, inverse, row, lane, queries, seen, colum
     return fold_lanes(lanes)
 
 
-# For the kernel of dk and dv it leaves at rows_ptr what a query has one of: m, 1 / (sum of e), and where WEIGHTS says
-# that more than dv is wanted, d.
+# dq = (ds k) scale. For the kernel of dk and dv it leaves at rows_ptr what a query has one of: m, 1 / (sum of e), and d
+# where WEIGHTS says that more than dv is wanted.
 @kernel
 def attention_query_gradient_kernel(
     q_ptr, k_ptr, v_ptr, mask_ptr, g_ptr, e_ptr, rows_ptr, dq_ptr, scale,
@@ -216,8 +216,8 @@ def add_chunk(total_ptr, is_first, a_ptr, b, key, seen, columns, count, b_row, b
         tl.store(to, tl.where(is_first, chunk, before + chunk), mask=inside)
 
 
-# What attention_query_gradient_kernel left is at rows_ptr. Where keys are not seen by the first chunk of queries, which
-# CAUSAL has, dk and dv are +0 before.
+# dk = ds^T (q scale), dv = w^T g, from what attention_query_gradient_kernel left at rows_ptr. With CAUSAL they hold +0
+# before: there may be keys that the first queries do not see.
 @kernel
 def attention_key_gradient_kernel(
     q_ptr, k_ptr, v_ptr, mask_ptr, g_ptr, w_ptr, rows_ptr, dk_ptr, dv_ptr,

@@ -35,7 +35,7 @@ def scores_kernel(
     CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
     CHUNK: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The masked scores of M scaled queries and N keys of every head."""
+    """s = (q scale) k^T + mask of M scaled queries and N keys of every head."""
     head, first_row, first_column = tile_of(tl.program_id(0), M, N, GROUP, BLOCK_M, BLOCK_N)
     row, column = first_row + tl.arange(0, BLOCK_M), first_column + tl.arange(0, BLOCK_N)
     q = q_ptr + head // inner * q_outer + head % inner * q_inner
