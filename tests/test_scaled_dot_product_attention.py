@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from accuracy import SUM_TERMS, assert_accurate, assert_all_same_bits, assert_same_bits, unit_roundoff
 from attention_cases import CASES, INF, case, causal, derivatives, each_case, make
-from conftest import needs_native
+from conftest import needs_native, on_cpu_paths
 from spec import scaled_dot_product_attention as spec
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing._internal.common_methods_invocations import op_db
@@ -49,6 +49,7 @@ def assert_as_stock(inputs, options):
             assert error <= max(2 * allowed, SUM_TERMS * unit_roundoff(dtype) * largest)
 
 
+@on_cpu_paths
 @needs_native  # stock's fused operators have no second derivative
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @each_case
@@ -56,6 +57,7 @@ def test_output_gradients_and_second_derivatives_are_torch_s(name, dtype):
     assert_as_stock(*case(name, dtype))
 
 
+@on_cpu_paths
 @needs_native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_every_generated_sample_of_torch_agrees(dtype):
@@ -68,6 +70,7 @@ def test_every_generated_sample_of_torch_agrees(dtype):
     assert count >= 20
 
 
+@on_cpu_paths
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @each_case
 def test_16_bits_are_as_accurate_as_stock(name, dtype):
@@ -91,6 +94,7 @@ def largest_term(t):
     return torch.full((), 4.0 + (float(t.detach().abs().max()) if t.numel() else 0.0), dtype=torch.float64)
 
 
+@on_cpu_paths
 @pytest.mark.parametrize("shapes", [[(2, 2, 300, 20), (2, 2, 280, 20), (2, 2, 280, 30)], [(3, 600, 8)] * 3], ids=str)
 @needs_native
 def test_the_kernel_that_keeps_no_scores_has_the_bits_of_the_composition(monkeypatch, shapes):
@@ -117,6 +121,7 @@ def test_the_kernel_that_keeps_no_scores_has_the_bits_of_the_composition(monkeyp
             assert_same_bits(mine, theirs)
 
 
+@on_cpu_paths
 def test_gradients_are_asked_for_one_by_one():
     inputs, options = case("broadcast batches", torch.float32)
     whole = derivatives(attention, inputs, options, second=False)[1:]
@@ -195,6 +200,7 @@ def ours_sum(dscores, shape):
     return torch.tensor(sum_to_shape(dscores.numpy(), shape))
 
 
+@on_cpu_paths
 @needs_native
 @pytest.mark.parametrize("rows, columns", [(5, 5), (9, 4), (3, 11), (130, 130), (70, 600)])
 def test_causal_has_the_bits_of_its_mask(rows, columns):
@@ -206,6 +212,7 @@ def test_causal_has_the_bits_of_its_mask(rows, columns):
         assert_same_bits(mine, theirs)
 
 
+@on_cpu_paths
 @needs_native
 @each_case
 def test_strided_inputs_and_gradients_have_the_bits_of_contiguous_ones(name):
@@ -220,6 +227,7 @@ def test_strided_inputs_and_gradients_have_the_bits_of_contiguous_ones(name):
         assert_same_bits(a.grad, b.grad.contiguous())
 
 
+@on_cpu_paths
 @needs_native
 def test_create_graph_leaves_first_order_bits_alone():
     inputs, options = case("floating mask", torch.float32)
@@ -228,6 +236,7 @@ def test_create_graph_leaves_first_order_bits_alone():
         assert_same_bits(a, b)
 
 
+@on_cpu_paths
 @needs_native
 def test_dropout_is_ours_on_the_weights():
     q, k, v = (make(2, 5, 4, grad=False) for _ in range(3))
@@ -239,6 +248,7 @@ def test_dropout_is_ours_on_the_weights():
     assert not attention(q, k, v, dropout_p=1.0).any()
 
 
+@on_cpu_paths
 @needs_native
 def test_derivatives_match_finite_differences():
     for name in ("heads", "causal", "floating mask", "hidden rows", "grouped heads, masks", "negative scale"):
