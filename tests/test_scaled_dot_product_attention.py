@@ -49,7 +49,6 @@ def assert_as_stock(inputs, options):
             assert error <= max(2 * allowed, SUM_TERMS * unit_roundoff(dtype) * largest)
 
 
-@on_cpu_paths
 @needs_native  # stock's fused operators have no second derivative
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @each_case
@@ -57,7 +56,6 @@ def test_output_gradients_and_second_derivatives_are_torch_s(name, dtype):
     assert_as_stock(*case(name, dtype))
 
 
-@on_cpu_paths
 @needs_native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_every_generated_sample_of_torch_agrees(dtype):
@@ -70,7 +68,6 @@ def test_every_generated_sample_of_torch_agrees(dtype):
     assert count >= 20
 
 
-@on_cpu_paths
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @each_case
 def test_16_bits_are_as_accurate_as_stock(name, dtype):
@@ -94,7 +91,6 @@ def largest_term(t):
     return torch.full((), 4.0 + (float(t.detach().abs().max()) if t.numel() else 0.0), dtype=torch.float64)
 
 
-@on_cpu_paths
 @pytest.mark.parametrize("shapes", [[(2, 2, 300, 20), (2, 2, 280, 20), (2, 2, 280, 30)], [(3, 600, 8)] * 3], ids=str)
 @needs_native
 def test_the_kernel_that_keeps_no_scores_has_the_bits_of_the_composition(monkeypatch, shapes):
@@ -212,7 +208,6 @@ def test_causal_has_the_bits_of_its_mask(rows, columns):
         assert_same_bits(mine, theirs)
 
 
-@on_cpu_paths
 @needs_native
 @each_case
 def test_strided_inputs_and_gradients_have_the_bits_of_contiguous_ones(name):
@@ -248,7 +243,6 @@ def test_dropout_is_ours_on_the_weights():
     assert not attention(q, k, v, dropout_p=1.0).any()
 
 
-@on_cpu_paths
 @needs_native
 def test_derivatives_match_finite_differences():
     for name in ("heads", "causal", "floating mask", "hidden rows", "grouped heads, masks", "negative scale"):
