@@ -49,9 +49,9 @@ def check_into(name, gradients, *arguments):
 
 def compare(name, *arguments):
     """A function of the kernels' modules and the dispatcher's operator of the same name; the results."""
-    module = name.removesuffix("_forward").removesuffix("_backward")
-    function = getattr(importlib.import_module(f"pytorch_ext.triton_kernels.{module}"), name)
-    ours, theirs = function(*arguments), getattr(torch.ops.pytorch_ext, name)(*arguments)
+    from pytorch_ext.triton_path import launcher
+
+    ours, theirs = launcher(name)(*arguments), getattr(torch.ops.pytorch_ext, name)(*arguments)
     pairs = zip(*(r if isinstance(r, tuple) else (r,) for r in (ours, theirs)), strict=True)
     for i, (a, b) in enumerate(pairs):
         if b is not None and a is not None:
