@@ -82,7 +82,7 @@ def tested_devices() -> Path:
 def triton_path() -> Path:
     found = unfit()
     if found:
-        return Path("triton", False, "not installed", *found)
+        return Path("triton", False, "not usable", *found)
     found = missing_device()
     if not found:
         return Path("triton", True, torch.cuda.get_device_name())

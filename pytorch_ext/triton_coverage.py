@@ -34,11 +34,11 @@ def in_transform():
     return torch._C._len_torch_function_stack() > 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def covers(*tensors):
-    """Whether the kernels take these tensors: ordinary, of their dtypes, on one device; None is skipped."""
+def covers(*tensors, optional=()):
+    """Whether the kernels take these tensors: ordinary, of their dtypes, on one device; an optional one may be None."""
     if in_transform():
         return False
-    given = [t for t in tensors if t is not None]
+    given = [*tensors, *(t for t in optional if t is not None)]
     if not all(is_ordinary(t) and t.dtype in KERNEL_DTYPES for t in given):
         return False
     device = given[0].device

@@ -20,7 +20,7 @@ from .ops.scaled_dot_product_attention import fits as fits_attention
 from .ops.softmax import SoftmaxFunction
 from .triton_coverage import alike, autocast_off, covers, in_transform, is_ordinary
 from .triton_optimizers import adam_step, clip_grad_norm, sgd_step  # noqa: F401
-from .triton_path import kernels
+from .triton_path import kernels, launchers
 
 
 def activation(input, kind):
@@ -35,7 +35,7 @@ def covers_products(input):
 
 
 def linear(input, weight, bias, activation):
-    if not covers(input, weight, bias) or activation not in ACTIVATIONS or not covers_products(input):
+    if not covers(input, weight, optional=[bias]) or activation not in ACTIVATIONS or not covers_products(input):
         return None
     fits = input.dim() >= 1 and weight.dim() == 2 and input.shape[-1] == weight.shape[1]
     if not fits or (bias is not None and bias.shape != weight.shape[:1]):
@@ -44,7 +44,9 @@ def linear(input, weight, bias, activation):
     if operands is None:
         return None
     with autocast_off(input):
-        return LinearFunction.apply(*operands, activation)[0]
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands):
+            return LinearFunction.apply(*operands, activation)[0]
+        return launchers.linear_inference(*operands, activation)
 
 
 def matmul(input, other):
@@ -99,7 +101,7 @@ def loss_operands(input, others, weights, reduction):
     """
     given = [t for t in (*others, *weights) if t is not None]
     if (
-        not covers(input, *given)
+        not covers(input, *others, optional=weights)
         or type(reduction) is not int
         or any(w is not None and w.requires_grad for w in weights)
     ):
@@ -153,7 +155,11 @@ def cross_entropy(input, target, weight, reduction, ignore_index, label_smoothin
 def linear_cross_entropy(
     input, linear_weight, target, linear_bias, weight, reduction, ignore_index, label_smoothing, dtype
 ):
-    if not covers(input, linear_weight, linear_bias) or not is_ordinary(target) or not covers_products(input):
+    if (
+        not covers(input, linear_weight, optional=[linear_bias])
+        or not is_ordinary(target)
+        or not covers_products(input)
+    ):
         return None
     shape, constants = linear_weight.shape, [weight, *([target] if target.is_floating_point() else [])]
     if len(shape) < 2 or input.dim() not in (1, 2) or (input.dim() == 1 and len(shape) > 2) or not shape.numel():

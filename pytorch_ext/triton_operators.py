@@ -36,6 +36,7 @@ nll_loss(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_
 
 # What launches kernels.
 LAUNCHERS = """
+linear_inference(Tensor input, Tensor weight, Tensor? bias, str activation) -> Tensor
 linear_forward(Tensor input, Tensor weight, Tensor? bias, str activation) -> (Tensor, Tensor)
 linear_backward(Tensor grad, Tensor input, Tensor weight, Tensor? saved, str activation, bool[3] mask) -> (Tensor, Tensor, Tensor)
 matmul_forward(Tensor input, Tensor other) -> Tensor

@@ -95,14 +95,14 @@ def launcher(name):
     """The function of that name, in the module of its op."""
 
     def call(*arguments, **options):
-        module = getattr(kernels, name.removesuffix("_forward").removesuffix("_backward"))
+        module = getattr(kernels, name.removesuffix("_inference").removesuffix("_forward").removesuffix("_backward"))
         return getattr(module, name)(*arguments, **options)
 
     return call
 
 
 class Launchers:
-    """The functions <op>_forward and <op>_backward; as registered operators where a compiler traces."""
+    """What launches kernels, <op>_forward and <op>_backward say; as registered operators where a compiler traces."""
 
     def __getattr__(self, name):
         at_once, operator = launcher(name), getattr(torch.ops.pytorch_ext_triton, name)

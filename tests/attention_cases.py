@@ -57,9 +57,19 @@ CASES = {
 }
 each_case = pytest.mark.parametrize("name", CASES)
 
+# Each sum of the forward and the backward pass over three chunks of a product, or over two with causality between them.
+LONG = {
+    "chunks of queries": ([(1, 520, 3), (1, 5, 3), (1, 5, 4)], {}),
+    "chunks of keys": ([(1, 5, 3), (1, 520, 3), (1, 520, 4)], {}),
+    "chunks of width": ([(5, 520), (7, 520), (7, 4)], {}),
+    "chunks of values": ([(5, 3), (7, 3), (7, 520)], {}),
+    "causal chunks": ([(270, 3), (290, 3), (290, 4)], {"is_causal": True}),
+    "causal chunks, longer queries": ([(330, 3), (270, 3), (270, 4)], {"is_causal": True}),
+}
+
 
 def case(name, dtype):
-    shapes, options = CASES[name]
+    shapes, options = CASES[name] if name in CASES else LONG[name]
     options = dict(options)
     if "attn_mask" in options and options["attn_mask"].is_floating_point():
         options["attn_mask"] = options["attn_mask"].to(dtype, copy=True).requires_grad_()

@@ -43,6 +43,17 @@ def path(request, monkeypatch):
         yield device
 
 
+@pytest.fixture(params=[PATHS[0], PATHS[2]])
+def cpu_path(request):
+    """The same for what is about tensors of the CPU."""
+    backend = request.param.partition("-")[0]
+    with pytorch_ext.backend(backend):
+        yield backend
+
+
+on_cpu_paths = pytest.mark.usefixtures("cpu_path")
+
+
 def operators():
     """The registered operators of the path under test."""
     return torch.ops.pytorch_ext_triton if backends.choice.name == "triton" else torch.ops.pytorch_ext
@@ -74,9 +85,11 @@ INTERPRETED_TOO = {
     "test_elementwise_loss",
     "test_linear",
     "test_linear_cross_entropy",
+    "test_low_precision",
     "test_matmul",
     "test_nll_loss",
     "test_optim",
+    "test_reduce",
     "test_scaled_dot_product_attention",
     "test_softmax",
 }

@@ -6,6 +6,7 @@ import inspect
 import pytest
 import torch
 from accuracy import assert_same_bits
+from conftest import on_cpu_paths
 from torch import nn
 
 import pytorch_ext
@@ -50,6 +51,7 @@ def results(model, inputs, call):
     return [output, weights, *[t.grad for t in inputs], *[p.grad for p in model.parameters()]]
 
 
+@on_cpu_paths
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_argument_means_what_it_means_to_torch(name, training):
@@ -62,6 +64,7 @@ def test_every_argument_means_what_it_means_to_torch(name, training):
         torch.testing.assert_close(model(*inputs, **call), stock(*inputs, **call), equal_nan=True)
 
 
+@on_cpu_paths
 @pytest.mark.parametrize("shape", [(5, 8), (0, 5, 8)])
 def test_a_single_sequence_and_an_empty_batch(shape):
     model, stock = pair()
@@ -75,6 +78,7 @@ def test_the_signature_is_torch_s():
     assert inspect.signature(ours) == inspect.signature(theirs)
 
 
+@on_cpu_paths
 def test_wrong_arguments_have_torch_s_errors():
     model, stock = pair()
     x = torch.randn(2, 5, 8)
@@ -87,6 +91,7 @@ def test_wrong_arguments_have_torch_s_errors():
         assert raised[0][0] is raised[1][0]
 
 
+@on_cpu_paths
 @pytest.mark.skipif(native.library is None, reason=f"native library: {native.reason}")
 def test_it_is_made_of_our_functions_bit_for_bit():
     model, _ = pair()
@@ -99,6 +104,7 @@ def test_it_is_made_of_our_functions_bit_for_bit():
     assert_same_bits(model(x, x, x)[0], expected)
 
 
+@on_cpu_paths
 @pytest.mark.skipif(native.library is None, reason=f"native library: {native.reason}")
 @pytest.mark.parametrize("name", ["plain", "causal_mask", "boolean_mask", "bias_kv", "padding"])
 def test_asking_for_the_weights_changes_no_bit(name):
@@ -110,6 +116,7 @@ def test_asking_for_the_weights_changes_no_bit(name):
     assert unasked[1] is None and torch.isfinite(unasked[2]).all()
 
 
+@on_cpu_paths
 def test_dropout_of_the_weights_has_our_masks():
     model, stock = pair(dropout=0.5)
     x = torch.randn(2, 5, 8)

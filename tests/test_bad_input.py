@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from conftest import needs_native
 
 import pytorch_ext.functional as ours
 
@@ -55,9 +54,8 @@ def test_an_argument_that_is_no_tensor_is_named(path, op, name):
         refuse(op, arguments_of(op) | {name: value}, TypeError, f"{name} to be a Tensor, got {type(value).__name__}$")
 
 
-@needs_native
 @pytest.mark.parametrize(("op", "name"), [pair for pair in EVERY_ARGUMENT if pair not in OPTIONAL])
-def test_none_for_a_tensor_is_named(op, name):
+def test_none_for_a_tensor_is_named(path, op, name):
     refuse(op, arguments_of(op) | {name: None}, TypeError, f"{name} to be a Tensor, got NoneType$")
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from accuracy import assert_all_same_bits, assert_same_bits
+from conftest import on_cpu_paths
 from spec import optimizers as spec
 from test_optim import SHAPES, give_gradients, parameters
 
@@ -45,17 +46,20 @@ def compare(params_of, *args, **options):
         torch.testing.assert_close(a.grad, b.grad, equal_nan=True, **tolerance)
 
 
+@on_cpu_paths
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("max_norm", [0.5, 1000.0, float("inf"), -1.0, torch.tensor(2.0)], ids=str)
 def test_agrees_with_torch(dtype, max_norm):
     compare(lambda: with_gradients(dtype), max_norm)
 
 
+@on_cpu_paths
 @pytest.mark.parametrize("norm_type", [1, 2, "inf", float("inf"), 0.5])
 def test_every_norm_type(norm_type):
     compare(lambda: with_gradients(shapes=[(3, 4), (), (70,)]), 0.7, norm_type)
 
 
+@on_cpu_paths
 @pytest.mark.parametrize("foreach", [None, False, True])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e20, 1e-30])
 def test_special_values(value, foreach):
@@ -67,6 +71,7 @@ def test_special_values(value, foreach):
     compare(params_of, 0.5, foreach=foreach)
 
 
+@on_cpu_paths
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_error_if_nonfinite_leaves_gradients_as_they_were(value):
     params = with_gradients()
@@ -81,6 +86,7 @@ def test_error_if_nonfinite_leaves_gradients_as_they_were(value):
     compare(with_gradients, 1.0, error_if_nonfinite=True)
 
 
+@on_cpu_paths
 def test_parameters_may_come_in_any_form():
     expected = stock_clip(with_gradients(), 1.0)
     for form in (iter, tuple, lambda params: (p for p in params)):
@@ -108,11 +114,13 @@ def mixed():
     return with_gradients() + with_gradients(torch.float64)
 
 
+@on_cpu_paths
 @pytest.mark.parametrize("params_of", [transposed, shared, mixed], ids=lambda f: f.__name__)
 def test_unusual_gradients(params_of):
     compare(params_of, 0.5)
 
 
+@on_cpu_paths
 def test_version_counters_are_bumped():
     params = with_gradients()
     versions = [p.grad._version for p in params]

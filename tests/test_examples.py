@@ -112,15 +112,15 @@ def test_weights_of_train_step_that_differ_are_named(monkeypatch):
     assert len(result.wrong) == 1 and result.wrong[0].startswith("weights with TrainStep: expected")
 
 
-def weights_or_figures(row):
-    """The digest of what our side of `row` ends with after 30 steps, its data loaded anew."""
+def weights_or_figures(row, steps=30):
+    """The digest of what our side of `row` ends with after so many steps, its data loaded anew."""
     torch.manual_seed(0)
     script = demo_run.load_script(row.name)
     if not hasattr(script, "train"):
         return demo_run.digest(script.compute(*(script.load_data() if hasattr(script, "load_data") else ())).values())
     model = script.make_model()
     model.load_state_dict(demo_run.initial_weights(model))
-    for _ in itertools.islice(script.train(model, row.load_data(script), TRAININGS[row.name]), 30):
+    for _ in itertools.islice(script.train(model, row.load_data(script), TRAININGS[row.name]), steps):
         pass
     return demo_run.digest(model.state_dict().values())
 

@@ -13,7 +13,7 @@ import pytorch_ext
 from pytorch_ext import native
 
 # A step takes the interpreter between a tenth of a second and five.
-INTERPRETED_STEPS = {"classifier": 1, "wide_classifier": 1, "regression": 5, "binary": 5}
+INTERPRETED_STEPS = {"classifier": 1, "wide_classifier": 1, "regression": 20, "binary": 20}
 
 
 @needs_native

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from accuracy import SUM_TERMS, assert_accurate, assert_all_same_bits, assert_same_bits, unit_roundoff
 from attention_cases import CASES, INF, case, causal, derivatives, each_case, make
-from conftest import needs_native
+from conftest import needs_native, on_cpu_paths
 from spec import scaled_dot_product_attention as spec
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing._internal.common_methods_invocations import op_db
@@ -117,6 +117,7 @@ def test_the_kernel_that_keeps_no_scores_has_the_bits_of_the_composition(monkeyp
             assert_same_bits(mine, theirs)
 
 
+@on_cpu_paths
 def test_gradients_are_asked_for_one_by_one():
     inputs, options = case("broadcast batches", torch.float32)
     whole = derivatives(attention, inputs, options, second=False)[1:]
@@ -195,6 +196,7 @@ def ours_sum(dscores, shape):
     return torch.tensor(sum_to_shape(dscores.numpy(), shape))
 
 
+@on_cpu_paths
 @needs_native
 @pytest.mark.parametrize("rows, columns", [(5, 5), (9, 4), (3, 11), (130, 130), (70, 600)])
 def test_causal_has_the_bits_of_its_mask(rows, columns):
@@ -220,6 +222,7 @@ def test_strided_inputs_and_gradients_have_the_bits_of_contiguous_ones(name):
         assert_same_bits(a.grad, b.grad.contiguous())
 
 
+@on_cpu_paths
 @needs_native
 def test_create_graph_leaves_first_order_bits_alone():
     inputs, options = case("floating mask", torch.float32)
@@ -228,6 +231,7 @@ def test_create_graph_leaves_first_order_bits_alone():
         assert_same_bits(a, b)
 
 
+@on_cpu_paths
 @needs_native
 def test_dropout_is_ours_on_the_weights():
     q, k, v = (make(2, 5, 4, grad=False) for _ in range(3))

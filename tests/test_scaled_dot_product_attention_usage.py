@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from accuracy import assert_same_bits
 from attention_cases import case, causal, derivatives, make
-from conftest import needs_native
+from conftest import needs_native, on_cpu_paths
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -18,6 +18,7 @@ import pytorch_ext.functional as ours
 attention = ours.scaled_dot_product_attention
 
 
+@on_cpu_paths
 @pytest.mark.parametrize("name", ["heads", "causal", "boolean mask", "floating mask", "grouped heads", "hidden rows"])
 def test_compiled_fullgraph_has_the_bits_of_eager(name):
     torch._dynamo.reset()
@@ -29,6 +30,7 @@ def test_compiled_fullgraph_has_the_bits_of_eager(name):
     torch.testing.assert_close(mine[4:], theirs[4:])
 
 
+@on_cpu_paths
 def test_functional_transforms_give_what_stock_gives():
     q, k, v = (make(3, 5, 4, grad=False) for _ in range(3))
     for options in ({}, {"is_causal": True}, {"attn_mask": causal(5, 5)}):
@@ -49,6 +51,7 @@ def test_functional_transforms_give_what_stock_gives():
         )
 
 
+@on_cpu_paths
 def test_autocast_gives_stock_s_dtype_and_rounds_as_it_does():
     q, k, v = (make(2, 3, 5, 4) for _ in range(3))
     mask = torch.randn(5, 5)
@@ -162,6 +165,7 @@ BAD = {
 NOT_CHECKED_BY_STOCK = {"lengths that differ": ((x, x, x[:, :, :2]), {})}  # it reads past the end of the values
 
 
+@on_cpu_paths
 @pytest.mark.parametrize("name", BAD)
 def test_wrong_arguments_raise_what_torch_raises(name):
     arguments, options = BAD[name]
@@ -173,6 +177,7 @@ def test_wrong_arguments_raise_what_torch_raises(name):
     assert raised[0] is raised[1]
 
 
+@on_cpu_paths
 @pytest.mark.parametrize(
     "name, message",
     [

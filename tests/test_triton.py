@@ -1,6 +1,7 @@
 """The Triton path as a backend: when it can be chosen, what is said where it cannot, and what it covers."""
 
 import importlib.metadata
+import inspect
 import json
 import os
 import re
@@ -18,6 +19,9 @@ import pytorch_ext
 from pytorch_ext import backends, doctor, functional, native, triton_path
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+needs_triton = pytest.mark.skipif(triton_path.triton_version() is None, reason="there is no package named triton")
 
 
 def set_version(monkeypatch, version):
@@ -45,6 +49,48 @@ def test_a_missing_or_old_triton_is_named_with_the_version_it_takes(monkeypatch,
     path = doctor.triton_path()
     assert not path.available and path.reason.startswith(reason) and path.cure == triton_path.INSTALL
     assert "triton" not in pytorch_ext.available_backends()
+
+
+WITHOUT = """
+import json, os, torch, pytorch_ext, pytorch_ext.functional as F
+from pytorch_ext import doctor
+x = torch.arange(6.0).reshape(2, 3).requires_grad_()
+F.softmax(F.linear(x, torch.ones(4, 3), activation="gelu"), 1).sum().backward()
+compiled = torch.compile(lambda x: F.softmax(x, 1), fullgraph=True, backend="aot_eager")
+assert torch.equal(compiled(x), F.softmax(x, 1))
+try:
+    with pytorch_ext.backend("triton"):
+        pass
+except ValueError as error:
+    print(error)
+print(*doctor.triton_path().lines())
+"""
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"),
+    [
+        (None, "there is no package named triton, version"),
+        pytest.param("3.5.1", "this is Triton 3.5.1, version", marks=needs_triton),
+    ],
+)
+def test_everything_else_works_beside_no_triton_or_an_old_one(tmp_path, version, reason):
+    """In a process whose packages are this one's without Triton, or with another version of it in its metadata."""
+    for file in Path(torch.__file__).resolve().parents[1].iterdir():
+        if not re.match(r"(pytorch_)?triton-" if version else "(pytorch_)?triton", file.name):
+            (tmp_path / file.name).symlink_to(file)
+    if version:
+        (tmp_path / f"triton-{version}.dist-info").mkdir()
+        metadata = f"Metadata-Version: 2.1\nName: triton\nVersion: {version}\n"
+        (tmp_path / f"triton-{version}.dist-info" / "METADATA").write_text(metadata)
+    code = f"import sys; sys.path += [{str(ROOT)!r}, {str(tmp_path)!r}]\n{WITHOUT}"
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTORCH_EXT_BACKEND")}
+    done = subprocess.run([sys.executable, "-S", "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    error, report = done.stdout.split("\n", 1)
+    needed = f"{reason} {triton_path.MINIMUM} or newer is needed"
+    assert re.match(rf"backend: expected one of .*, got 'triton': {needed}; pip install 'triton>=", error), error
+    assert needed in report and triton_path.INSTALL in report and "not usable" in report
 
 
 @pytest.mark.parametrize("version", [triton_path.MINIMUM, "3.10.0+git12ab", "4.0"])
@@ -114,15 +160,38 @@ def test_the_environment_chooses_and_no_native_part_is_needed():
     assert_same_bits(torch.tensor(gradient), x.grad)
 
 
-@needs_interpreter
+# What the native library has beside ops: how it was built and runs, and the whole step, which has no twin in Triton.
+NO_OPS = {"TrainStep", "apply_function", "available_capabilities", "capability", "free_kept_memory", "has_kernels"}
+NO_OPS |= {"is_stock_product", "self_test", "self_test_hashes", "set_capability", "zero_grad"}
+
+
 @needs_native
-def test_every_function_of_the_native_library_that_is_called_is_there():
+def test_every_function_of_the_native_library_has_a_twin():
     import pytorch_ext.triton_namespace as namespace
 
-    calls = [file.read_text() for file in (ROOT / "pytorch_ext").rglob("*.py")]
-    names = {name for text in calls for name in re.findall(r"choice\.kernels\.(\w+)", text)}
-    assert {"linear", "softmax", "adam_step"} <= names
-    assert [name for name in sorted(names) if not callable(getattr(namespace, name, None))] == []
+    names = {name for name in dir(native.library) if not name.startswith("_")}
+    assert names >= NO_OPS | {"linear", "softmax", "adam_step"}
+    assert [name for name in sorted(names - NO_OPS) if not callable(getattr(namespace, name, None))] == []
+
+
+def native_schemas():
+    schemas = torch._C._jit_get_all_schemas()
+    return {s.name.partition("::")[2]: s for s in schemas if s.name.startswith("pytorch_ext::")}
+
+
+@needs_native
+@needs_interpreter
+@pytest.mark.parametrize("name", sorted(native_schemas()))
+def test_every_operator_of_the_native_library_has_a_twin_with_its_arguments(name):
+    """A launcher in the module of its op; what has derivatives, in the namespace."""
+    import pytorch_ext.triton_namespace as namespace
+
+    op = re.sub("_(forward|backward|backward_into|inference|key)$", "", name)
+    function = getattr(getattr(triton_path.kernels, op) if op != name else namespace, name)
+    expected = [argument.name for argument in native_schemas()[name].arguments]
+    if name == "dropout":  # eager, both draw the key themselves
+        expected = ["input", "p", "training", "inplace"]
+    assert list(inspect.signature(function).parameters) == expected
 
 
 @needs_native

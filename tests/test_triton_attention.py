@@ -1,9 +1,11 @@
 """scaled_dot_product_attention on the Triton path: the CPU kernel's bits, a bounded part of the scores at a time."""
 
+import itertools
+
 import pytest
 import torch
 from accuracy import assert_same_bits
-from attention_cases import CASES, case, derivatives, make
+from attention_cases import CASES, LONG, case, derivatives, make
 from conftest import needs_interpreter, needs_native
 
 import pytorch_ext
@@ -22,16 +24,17 @@ def page(monkeypatch):
     return module
 
 
-WAYS = "one launch", "whole heads", "few scores"
+WAYS = "by blocks", "whole heads", "few scores"
 
 
 @pytest.fixture(params=WAYS)
 def way(request, page, monkeypatch):
     """How the scores are divided."""
-    if request.param != "one launch":
-        monkeypatch.setattr(page, "in_one_launch", lambda heads: None)
+    if request.param != "by blocks":
+        monkeypatch.setattr(page, "programs_for", lambda *sizes: None)
     if request.param == "few scores":
         page.SCORES = 40
+    return request.param
 
 
 @pytest.fixture
@@ -50,9 +53,7 @@ def with_constant_mask(name):
 
 
 @needs_native
-@pytest.mark.parametrize(  # the longest case takes ten seconds
-    "way, name", [(w, n) for w in WAYS for n in CASES if (w, n) != ("whole heads", "several chunks")], indirect=["way"]
-)
+@pytest.mark.parametrize("name", [*(name for name in CASES if name != "several chunks"), *LONG])
 def test_bits_are_the_cpu_kernel_s_however_few_scores_are_there(way, scores, name):
     inputs, options = with_constant_mask(name)
     with pytorch_ext.backend("native"):
@@ -61,7 +62,7 @@ def test_bits_are_the_cpu_kernel_s_however_few_scores_are_there(way, scores, nam
         found = derivatives(attention, inputs, options, second=False)
     for mine, theirs in zip(found, expected, strict=True):
         assert_same_bits(mine, theirs)
-    assert bool(scores) == all(t.numel() for t in inputs)
+    assert bool(scores) == (way != "by blocks" and all(t.numel() for t in inputs))
 
 
 @needs_native
@@ -127,26 +128,56 @@ def test_a_value_no_gradient_needs_may_be_changed_in_place():
             y.sum().backward()
 
 
-@pytest.mark.parametrize("name", ["broadcast batches", "causal", "hidden rows", "negative scale"])
-def test_second_derivatives_match_finite_differences(name):
-    inputs, options = case(name, torch.float64)
+TWICE = {  # small: thousands of launches
+    "broadcast batches": ([(2, 1, 3, 2), (2, 3, 2), (1, 2, 3, 2)], {}),
+    "causal": ([(4, 2), (3, 2), (3, 2)], {"is_causal": True}),
+    "hidden rows": ([(4, 2)] * 3, {"attn_mask": torch.eye(4, dtype=torch.bool) & (torch.arange(4) > 1)}),
+    "negative scale": ([(3, 2)] * 3, {"scale": -2.0}),
+}
+
+
+@pytest.mark.parametrize(
+    "name, wanted",
+    [
+        *(("broadcast batches", wanted) for wanted in ((True, False, False), (False, False, True))),
+        *((name, (True, True, True)) for name in TWICE),
+    ],
+)
+def test_second_derivatives_match_finite_differences(name, wanted):
+    shapes, options = TWICE[name]
+    tensors = [make(*shape, dtype=torch.float64, grad=g) for shape, g in zip(shapes, wanted, strict=True)]
     with pytorch_ext.backend("triton"):
-        for wanted in ((True, True, True), (True, False, False), (False, False, True)):
-            tensors = [t.detach().requires_grad_(g) for t, g in zip(inputs, wanted, strict=True)]
-            function = lambda *t: attention(*t, **options)  # noqa: E731
-            assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
+        assert torch.autograd.gradgradcheck(lambda *t: attention(*t, **options), tensors, fast_mode=True)
 
 
-def test_one_launch_has_room_for_a_block_of_each_program_or_is_not_taken(page, launched):
-    q, k, v = torch.randn(2, 5, 300, 4), torch.randn(2, 5, 70, 4), torch.randn(2, 5, 70, 3)
-    room = 64 * 128  # of 64 queries, the keys rounded up to whole sums
+def test_there_is_room_for_a_block_of_each_program_or_some_scores_are_taken_at_a_time(page, launched):
+    inputs = make(2, 100, 4), make(2, 70, 4), make(2, 70, 3)
+    room = 64 * 128  # of 64 queries, the keys rounded up to whole sums; 4 multiprocessors
     results = []
-    for page.SCORES in (50 * room, 4 * room, 4 * room - 1):
+    for page.SCORES in (4 * 256 * 64, 4 * room, 4 * room - 1):
         with pytorch_ext.backend("triton"):
-            results.append(attention(q, k, v))
-    assert (launched["attention_kernel"], launched["scores_kernel"]) == (2, 10)
-    assert_same_bits(results[0], results[1])
-    assert_same_bits(results[0], results[2])
+            results.append(derivatives(attention, inputs, {}, second=False))
+    by_blocks = "attention_kernel", "attention_query_gradient_kernel", "attention_key_gradient_kernel"
+    assert [launched[name] for name in by_blocks] == [2, 1, 1]  # the keys' programs have room for more
+    assert launched["scores_kernel"] == 2 + 1
+    for others in results[1:]:
+        for mine, theirs in zip(results[0], others, strict=True):
+            assert_same_bits(mine, theirs)
+
+
+@needs_native
+@pytest.mark.parametrize("wanted", list(itertools.product((True, False), repeat=3))[:-1], ids=str)
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}], ids=str)
+def test_only_the_wanted_gradients_are_computed(launched, wanted, options):
+    inputs = [make(*shape, grad=g) for shape, g in zip([(2, 70, 5), (2, 90, 5), (2, 90, 3)], wanted, strict=True)]
+    results = []
+    for name in ("native", "triton"):
+        with pytorch_ext.backend(name):
+            results.append(derivatives(attention, inputs, options, second=False))
+    for mine, theirs in zip(*results, strict=True):
+        assert_same_bits(mine, theirs)
+    assert launched["attention_query_gradient_kernel"] == 1
+    assert launched["attention_key_gradient_kernel"] == int(wanted[1] or wanted[2])
 
 
 def test_what_is_not_covered_is_composed(launched):

@@ -11,6 +11,7 @@ from test_autograd_nodes import check_compiled_autograd, each_call
 import pytorch_ext
 import pytorch_ext.functional as F
 from pytorch_ext.ops.activation import ACTIVATIONS
+from pytorch_ext.triton_path import kernels
 
 pytestmark = needs_interpreter
 
@@ -48,6 +49,26 @@ def test_linear_keeps_what_the_wanted_gradients_need(kind, wanted):
     x, w, b = arguments(wanted)
     _, elements = kept(lambda: F.linear(x, w, b, activation=kind))
     assert elements == placeholders(wanted[1], wanted[0]) + SAVED[kind]
+
+
+@pytest.mark.parametrize("kind", ["gelu", "gelu_tanh", "silu"])
+def test_linear_stores_its_activation_s_input_only_for_a_gradient(monkeypatch, kind):
+    stored, product = [], kernels.linear.product
+
+    def record(*arguments, **options):
+        y, z = product(*arguments, **options)
+        stored.append(z is not None)
+        return y, z
+
+    monkeypatch.setattr(kernels.linear, "product", record)
+    x, w, b = arguments((False, False, True))
+    results = [F.linear(x, w, b, activation=kind), F.linear(x, w, b.detach(), activation=kind)]
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            results.append(F.linear(x, w, b, activation=kind))
+    assert stored == [True, False, False, False]
+    for y in results[1:]:
+        assert_same_bits(y, results[0])
 
 
 @pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)], ids=str)

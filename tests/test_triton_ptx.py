@@ -4,6 +4,7 @@ import ast
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import needs_native
 from ptx import lint
+from ptx.kernel_sources import kernel_sources
 from ptx.parse import parse
 from ptx.triton_cases import CASES
 
@@ -22,42 +24,40 @@ pytestmark = [
     pytest.mark.skipif(triton_path.triton_version() is None, reason="there is no package named triton"),
 ]
 
-# What nearly every kernel shares is the compiler of an architecture: all cases on one, the products on the others.
-QUICK = {80: ["products", "tensor_cores"], 90: ["products", "softmax", "tensor_cores"], 100: [*CASES]}
+# All cases on one architecture; on the others every kernel once, on one of them with other numbers of warps.
+EXTENTS = {80: ("brief", "2"), 90: ("brief",), 100: ("every",)}
 
 
 @functools.cache
-def report(architecture, *names):
+def report(architecture, *extent):
     """What a process of its own says about the kernels compiled for an architecture."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join([str(TESTS), str(TESTS.parent), *sys.path])
-    command = [sys.executable, "-m", "ptx.triton_cases", str(architecture), *names]
+    command = [sys.executable, "-m", "ptx.triton_cases", str(architecture), *extent]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=TESTS)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def check(found, names):
+def check(architecture, *extent):
+    """Every kernel in the sources has run, with the CPU's bits; the one of TMA only where there is TMA."""
+    found = report(architecture, *extent)
     failed = {name: text for name, text in found["failed"].items() if text}
     assert not failed, "\n".join(failed.values())
-    assert found["failed"].keys() == set(names)
+    assert found["failed"].keys() == set(CASES)
     assert found["violations"] == []
+    assert found["never"] == ([] if architecture >= 90 else ["tensor_core_product_kernel"])
 
 
-@pytest.mark.parametrize("architecture", QUICK)
+@pytest.mark.parametrize("architecture", EXTENTS)
 def test_compiled_kernels_have_the_contract_s_instructions_and_the_cpu_s_bits(architecture):
-    names = QUICK[architecture]
-    found = report(architecture, *names)
-    check(found, names)
-    assert names != [*CASES] or found["never"] == []
+    check(architecture, *EXTENTS[architecture])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", QUICK)
-def test_any_number_of_warps_and_every_kernel_on_every_architecture(architecture):
-    found = report(architecture, "full")
-    check(found, CASES)
-    assert found["never"] == ([] if architecture >= 90 else ["tensor_core_product_kernel"])
+@pytest.mark.parametrize("architecture", EXTENTS)
+def test_several_numbers_of_warps_on_every_architecture(architecture):
+    check(architecture, "full")
 
 
 FUSED = """
@@ -83,6 +83,13 @@ FUSED = """
 def test_the_lint_knows_pairs_of_floats(instruction, accepted):
     kernel = parse(FUSED.replace("INSTRUCTION", instruction))["kernel"]
     assert (lint.violations(kernel) == []) == accepted
+
+
+def test_every_kernel_has_its_formula_above_it_and_fits_a_screen():
+    sources = kernel_sources()
+    assert {"softmax_forward_kernel", "attention_key_gradient_kernel", "adam_kernel"} <= sources.keys()
+    assert [name for name, source in sources.items() if not re.search(r"\S [-*]?= ", source.says)] == []
+    assert {name: source.lines for name, source in sources.items() if source.lines > 60} == {}
 
 
 def minus_signs(source):

@@ -67,9 +67,10 @@ def gradient(g, saved, KIND: tl.constexpr):
         return g
 
 
-# ---- y = f(x), dx = g f'(x) -----------------------------------------------------------------------------------------
+# ---- kernels --------------------------------------------------------------------------------------------------------
 
 
+# y = f(x)
 @kernel
 def activation_forward_kernel(x_ptr, y_ptr, count, KIND: tl.constexpr, BLOCK: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -78,6 +79,7 @@ def activation_forward_kernel(x_ptr, y_ptr, count, KIND: tl.constexpr, BLOCK: tl
     tl.store(y_ptr + i, n.narrow(y, y_ptr.dtype.element_ty), mask=i < count)
 
 
+# dx = g f'(x), from x or from y
 @kernel
 def activation_backward_kernel(g_ptr, saved_ptr, dx_ptr, count, KIND: tl.constexpr, BLOCK: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

@@ -51,6 +51,8 @@ def row_scale(g_ptr, divisor_ptr, number, rows, like, EACH: tl.constexpr, MEAN: 
 # ---- class indices --------------------------------------------------------------------------------------------------
 
 
+# loss = w (log(sum of e) - (x[t] - m)) for the class t, e = exp(x - m); dx = (p (sum of q) - q) s, p = e / (sum of e),
+# with q = w at t and 0 elsewhere, s the gradient of the row's loss. SMOOTHED, both as the module says.
 @kernel(do_not_specialize_on_alignment=["classes"])  # a thread for each lane: no wider loads
 def cross_entropy_kernel(
     x_ptr, target_ptr, weight_ptr, weight_sum_ptr, g_ptr, divisor_ptr, loss_ptr, dx_ptr,
@@ -130,6 +132,7 @@ def loss_term(given, column):
     return tl.where(column < classes, q * minus_log(x, m, log_sum, column, row), 0.0)
 
 
+# loss = sum of q (-log p); dx = (p (sum of q) - q) s, dt = (-log p) w (1 - eps) s, s the gradient of the row's loss.
 @kernel(do_not_specialize_on_alignment=["classes"])  # a thread for each lane: no wider loads
 def cross_entropy_of_probabilities_kernel(
     x_ptr, t_ptr, weight_ptr, g_ptr, loss_ptr, dx_ptr, dt_ptr,

@@ -73,6 +73,7 @@ def inside_unit_interval(x):
 # ---- a program has segments of 4096 elements ------------------------------------------------------------------------
 
 
+# loss = w value(x, y), dx = w input_slope(x, y) s, dy = w target_slope(x, y) s, s the gradient of the loss.
 @kernel
 def elementwise_loss_kernel(
     x_ptr, y_ptr, w_ptr, p_ptr, g_ptr, divisor_ptr, value_ptr, dx_ptr, dy_ptr, count,

@@ -11,6 +11,12 @@ def as_matrix(t):
     return t.reshape(1, rows, t.shape[-1])
 
 
+def linear_inference(input, weight, bias, activation):
+    """y alone."""
+    y, _ = product(as_matrix(input), weight.t()[None], bias, activation)
+    return y.view(*input.shape[:-1], weight.shape[0])
+
+
 def linear_forward(input, weight, bias, activation):
     """(y, z): z = x W^T + b where the gradient needs it, else None."""
     y, z = product(as_matrix(input), weight.t()[None], bias, activation, save=activation in SAVES_INPUT)

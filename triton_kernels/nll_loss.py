@@ -34,16 +34,17 @@ def load_class_weights(weight_ptr, target, readable, dtype: tl.constexpr):
 
 @kernel
 def target_weights_kernel(target_ptr, weight_ptr, w_ptr, rows, classes, ignore_index, BLOCK: tl.constexpr):
-    """w: the weight of every row's class; of a row that is ignored, +0."""
+    """w = the weight of every row's class; of a row that is ignored, +0."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     target, counts, readable = load_targets(target_ptr, row, rows, classes, ignore_index)
     w = load_class_weights(weight_ptr, target, readable, w_ptr.dtype.element_ty)
     tl.store(w_ptr + row, tl.where(counts, w, 0.0), mask=row < rows)
 
 
-# ---- value: -w x[target]; gradient: -w s there, elsewhere +0 ---------------------------------------------------------
+# ---- kernels --------------------------------------------------------------------------------------------------------
 
 
+# loss = -w x[target]
 @kernel
 def nll_loss_forward_kernel(
     x_ptr, target_ptr, weight_ptr, loss_ptr, rows, classes, inner, x_outer, ignore_index, BLOCK: tl.constexpr
@@ -56,6 +57,7 @@ def nll_loss_forward_kernel(
     tl.store(loss_ptr + row, n.narrow(tl.where(counts, value, 0.0), loss_ptr.dtype.element_ty), mask=row < rows)
 
 
+# dx = -w s at the target, elsewhere +0
 @kernel
 def nll_loss_backward_kernel(
     g_ptr, target_ptr, weight_ptr, divisor_ptr, dx_ptr, rows, classes, inner, ignore_index,

@@ -41,7 +41,6 @@ def coefficient(x, number):
     return tl.full(x.shape, number, x.dtype)
 
 
-# p -= lr g. With momentum the buffer b starts as the gradient itself, afterwards momentum b + (1 - dampening) g.
 @device_function
 def sgd_update(arrays, i, exists, numbers, flags):
     p_ptr, g_ptr, b_ptr = arrays
@@ -62,6 +61,8 @@ def sgd_update(arrays, i, exists, numbers, flags):
     store(p_ptr, i, exists, tl.fma(g, coefficient(p, negative_lr), p))
 
 
+# p -= lr g. With momentum the buffer b starts as the gradient itself, afterwards momentum b + (1 - dampening) g; then
+# p -= lr b, NESTEROV: p -= lr (g + momentum b).
 @kernel
 def sgd_kernel(
     like_ptr, table_ptr, tensors,
@@ -81,8 +82,6 @@ def sgd_kernel(
         sgd_update(arrays, i, exists, numbers, flags)
 
 
-# m and v are moving means of g and g^2; p -= step_size m / (sqrt(v) scale + eps), with step_size = lr / (1 - beta1^t)
-# and scale = 1 / sqrt(1 - beta2^t).
 @device_function
 def adam_update(arrays, i, exists, step, betas, decays, flags):
     p_ptr, g_ptr, m_ptr, v_ptr, largest_ptr = arrays
@@ -108,6 +107,8 @@ def adam_update(arrays, i, exists, step, betas, decays, flags):
     store(p_ptr, i, exists, tl.fma(n.div(m, denominator), coefficient(p, negative_step_size), p))
 
 
+# m = beta1 m + (1 - beta1) g and v = beta2 v + (1 - beta2) g^2; p -= step_size m / (sqrt(v) scale + eps), with
+# step_size = lr / (1 - beta1^t) and scale = 1 / sqrt(1 - beta2^t).
 @kernel
 def adam_kernel(
     like_ptr, table_ptr, tensors, negative_step_size: tl.float64, scale: tl.float64,
@@ -132,6 +133,7 @@ def adam_kernel(
         adam_update(arrays, i, exists, step, betas, decays, flags)
 
 
+# x = sqrt(x)
 @kernel
 def square_root_kernel(x_ptr):
     x_ptr += tl.arange(0, 1)

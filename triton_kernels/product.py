@@ -41,7 +41,7 @@ def product_tile(
     return total
 
 
-# A batch of `inner` matrices, and such batches `outer` apart. Then the bias, then the activation.
+# C = f(A B + bias), z = A B + bias, for batches of `inner` matrices, which lie `outer` apart.
 @kernel
 def product_kernel(
     a_ptr, b_ptr, c_ptr, bias_ptr, z_ptr, M, N, K, inner,

@@ -47,7 +47,7 @@ def sum_segments_kernel(
     tl.store(s_ptr + p, n.narrow(s, s_ptr.dtype.element_ty), mask=p < pairs)
 
 
-# The same for every segment of many tensors, one after the other; a ROOT is taken of what is the sum of a whole tensor.
+# s[p] = the sum of segment p of many tensors, one after the other; ROOT: its root, where it is a whole tensor's sum.
 @kernel
 def sum_segments_of_tensors_kernel(
     x_ptr, table_ptr, tensors, s_ptr, pairs, end,

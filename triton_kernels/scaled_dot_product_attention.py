@@ -8,11 +8,11 @@ import math
 import torch
 import triton.language as tl
 
-from . import numerics as n
-from .launch import blocks, device_function, kernel, launch, multiprocessors
+from .attention_blocks import attention_kernel, attention_key_gradient_kernel, attention_query_gradient_kernel, masked
+from .launch import blocks, kernel, launch, multiprocessors
 from .product import CHUNK, as_batches, product, product_tile, tiling
 from .reduce import sum_to_size
-from .rows import LANES, SEGMENT, fold_lanes, largest_of_tile
+from .rows import LANES, SEGMENT
 from .softmax import scores_to_weights, weights_to_scores
 from .tiles import tile_of
 
@@ -21,24 +21,11 @@ from .tiles import tile_of
 # the forward pass has the CPU's blocks, since a key that is not read can be no NaN.
 SCORES = 1 << 24
 CAUSAL_QUERIES = 128
-# Of a program of attention_kernel, of 8 warps, and how many of them a multiprocessor gets, whose registers they fill;
-# ptxas spills none.
+# Of a program of attention_blocks.py, of 8 warps, and how many a multiprocessor gets, whose registers they fill.
 QUERIES, PROGRAMS, REGISTERS = 64, 2, 128
 
 
 # ---- scores ---------------------------------------------------------------------------------------------------------
-
-
-@device_function
-def masked(s, mask, row, column, inside, mask_row, mask_column, first, CAUSAL: tl.constexpr):
-    """The scores plus what is at `mask`, if anything is: numbers, or bytes of which 0 is -inf and the others 0. CAUSAL:
-    the query of row i, which is number `first` + i, sees the keys up to that."""
-    if mask is not None:
-        given = tl.load(mask + row[:, None] * mask_row + column[None, :] * mask_column, mask=inside, other=0)
-        s += tl.where(given == 0, -n.INFINITY, 0.0) if mask.dtype.element_ty == tl.uint8 else given
-    if CAUSAL:
-        s = tl.where(column[None, :] <= first + row[:, None], s, -n.INFINITY)
-    return s
 
 
 @kernel
@@ -48,7 +35,7 @@ def scores_kernel(
     CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
     CHUNK: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The masked scores of M scaled queries and N keys of every head."""
+    """s = (q scale) k^T + mask of M scaled queries and N keys of every head."""
     head, first_row, first_column = tile_of(tl.program_id(0), M, N, GROUP, BLOCK_M, BLOCK_N)
     row, column = first_row + tl.arange(0, BLOCK_M), first_column + tl.arange(0, BLOCK_N)
     q = q_ptr + head // inner * q_outer + head % inner * q_inner
@@ -63,75 +50,7 @@ def scores_kernel(
     tl.store(s_ptr + (head * M + row[:, None]) * N + column[None, :], s, mask=inside)
 
 
-# ---- all of it in one kernel ----------------------------------------------------------------------------------------
-
-
-# A program has a block of queries after another, and room for the scores of one: tiles of as many keys as a sum has
-# lanes. They are read and written by all threads of a program, so barriers stand between the passes.
-@kernel
-def attention_kernel(
-    q_ptr, k_ptr, v_ptr, mask_ptr, s_ptr, o_ptr, heads, queries, keys, width, columns, inner,
-    q_outer, q_inner, q_row, q_column, k_outer, k_inner, k_row, k_column,
-    v_outer, v_inner, v_row, v_column, mask_outer, mask_inner, mask_row, mask_column,
-    CAUSAL: tl.constexpr, CAUSAL_QUERIES: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
-):  # fmt: skip
-    """The output: e = exp(s - max) of the masked scores s, e / (sum of e), and its products with the values."""
-    blocks, padded = (queries + BLOCK_M - 1) // BLOCK_M, (keys + BLOCK_N - 1) // BLOCK_N * BLOCK_N
-    own, lane = tl.arange(0, BLOCK_M).to(tl.int64), tl.arange(0, BLOCK_N).to(tl.int64)
-    s_ptr += tl.program_id(0).to(tl.int64) * BLOCK_M * padded
-    place = s_ptr + own[:, None] * padded + lane[None, :]
-    zero = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
-    for number in range(tl.program_id(0), heads * blocks, tl.num_programs(0)):
-        head, first = (number // blocks).to(tl.int64), (number % blocks * BLOCK_M).to(tl.int64)
-        row, seen = first + own, keys
-        if CAUSAL:
-            seen = min(keys, min((first // CAUSAL_QUERIES + 1) * CAUSAL_QUERIES, queries)).to(tl.int32)
-        q = q_ptr + head // inner * q_outer + head % inner * q_inner
-        k = k_ptr + head // inner * k_outer + head % inner * k_inner
-        v = v_ptr + head // inner * v_outer + head % inner * v_inner
-        mask = None
-        if mask_ptr is not None:
-            mask = mask_ptr + head // inner * mask_outer + head % inner * mask_inner
-        strides = q_row, q_column, k_column, k_row
-        for at in range(0, seen, BLOCK_N):
-            key = at + lane
-            s = product_tile(
-                q, k, row, key, queries, seen, width, *strides, PRECISION, CHUNK, BLOCK_M, BLOCK_N, BLOCK_K
-            )
-            inside = (row < queries)[:, None] & (key < seen)[None, :]
-            s = masked(s, mask, row, key, inside, mask_row, mask_column, 0, CAUSAL)
-            s = tl.where((key < seen)[None, :], s, -n.INFINITY)
-            tl.store(place + at, s)
-        tl.debug_barrier()
-        most = zero - n.INFINITY
-        for at in range(0, seen, BLOCK_N):
-            most = n.maximum(most, tl.load(place + at))
-        m = largest_of_tile(most, (BLOCK_M, BLOCK_N, 0)) + 0.0
-        if mask is not None:
-            m = tl.where(m == -n.INFINITY, 0.0, m)
-        lanes = zero
-        for at in range(0, seen, BLOCK_N):
-            e = n.exp_nonpositive(tl.load(place + at) - m)
-            lanes += e
-            tl.store(place + at, e)
-        total = fold_lanes(lanes)
-        inverse = n.div(1.0, total)
-        if mask is not None:  # a sum of +0: the mask hides the row
-            inverse = tl.where(total == 0.0, 0.0, inverse)
-        tl.debug_barrier()
-        for at in range(0, columns, BLOCK_V):
-            column = at + tl.arange(0, BLOCK_V).to(tl.int64)
-            sizes = BLOCK_M, columns, seen, padded, 1, v_row, v_column
-            output = product_tile(
-                s_ptr, v, own, column, *sizes, PRECISION, CHUNK, BLOCK_M, BLOCK_V, BLOCK_K, inverse
-            )  # fmt: skip
-            to = o_ptr + (head * queries + row[:, None]) * columns + column[None, :]
-            tl.store(to, output, mask=(row < queries)[:, None] & (column < columns)[None, :])
-        tl.debug_barrier()
-
-
-# ---- a call ---------------------------------------------------------------------------------------------------------
+# ---- operands -------------------------------------------------------------------------------------------------------
 
 
 class Heads:
@@ -148,6 +67,12 @@ class Heads:
 
     def empty(self, rows, columns):
         return self.scaled.new_empty((*self.scaled.shape[:2], rows, columns))
+
+    def gradients(self, mask):
+        """Room for the three gradients, None where the mask says so."""
+        width, columns = self.scaled.shape[-1], self.value.shape[-1]
+        sizes = (self.queries, width), (self.keys, width), (self.keys, columns)
+        return [self.empty(*size) if wanted else None for size, wanted in zip(sizes, mask, strict=True)]
 
     def blocks(self, causal_queries):
         """(heads, their queries, how many keys these see), as slices, one after the other."""
@@ -176,30 +101,79 @@ class Heads:
         return scores_to_weights(scores, hides=mask is not None)
 
 
-def in_one_launch(h):
-    """The output of attention_kernel; None where room for the scores leaves multiprocessors without a program."""
+# ---- by blocks, with room for each program --------------------------------------------------------------------------
+
+
+def programs_for(h, needed, room):
+    """How many programs, each with so much room, for so many blocks; None where the limit on scores would leave
+    multiprocessors without one, or the kernels are not for such operands."""
     if h.scaled.dtype != torch.float32 or h.keys > SEGMENT:
         return None
-    room, (outer, inner), columns = QUERIES * blocks(h.keys, LANES) * LANES, h.scaled.shape[:2], h.value.shape[-1]
-    needed, available = outer * inner * blocks(h.queries, QUERIES), multiprocessors(h.scaled.device)
+    available = multiprocessors(h.scaled.device)
     programs = min(needed, PROGRAMS * available, SCORES // room)
-    if programs < min(needed, available):
-        return None
-    output, scores = h.empty(h.queries, columns), h.scaled.new_empty(programs * room)
+    return None if programs < min(needed, available) else programs
+
+
+def of_queries(h):
+    """(programs or None, the scores of one) of the kernels that take a block of queries after the other."""
+    room = QUERIES * blocks(h.keys, LANES) * LANES
+    return programs_for(h, h.scaled.shape[:2].numel() * blocks(h.queries, QUERIES), room), room
+
+
+def launch_blocks(kernel, programs, h, widest, *arguments, further=(), **constants):
+    """``widest`` is the number of columns of the widest result; ``further`` are strides after the mask's."""
+    outer, inner = h.scaled.shape[:2]
+    numbers = outer * inner, h.queries, h.keys, h.scaled.shape[-1], h.value.shape[-1], inner
     strides = *h.scaled.stride(), *h.key.stride(), *h.value.stride(), *((0,) * 4 if h.mask is None else h.mask.stride())
-    numbers = outer * inner, h.queries, h.keys, h.scaled.shape[-1], columns, inner
     launch(
-        attention_kernel, (programs,), h.scaled, h.key, h.value, h.mask, scores, output, *numbers, *strides,
-        CAUSAL=h.is_causal, CAUSAL_QUERIES=CAUSAL_QUERIES, PRECISION="ieee", CHUNK=CHUNK,
-        BLOCK_M=QUERIES, BLOCK_N=LANES, BLOCK_K=16, BLOCK_V=64 if columns > 32 else 32,
+        kernel, (programs,), h.scaled, h.key, h.value, h.mask, *arguments, *numbers, *strides, *further,
+        CAUSAL=h.is_causal, SHAPE=(QUERIES, LANES, 16, 64 if widest > 32 else 32), **constants,
         num_warps=8, num_stages=1, maxnreg=REGISTERS,
     )  # fmt: skip
+
+
+def output_by_blocks(h):
+    """The output, in one launch; None where programs_for says so."""
+    programs, room = of_queries(h)
+    if programs is None:
+        return None
+    output, columns = h.empty(h.queries, h.value.shape[-1]), h.value.shape[-1]
+    scores = h.scaled.new_empty(programs * room)
+    launch_blocks(attention_kernel, programs, h, columns, scores, output, CAUSAL_QUERIES=CAUSAL_QUERIES)
     return output
+
+
+def gradients_by_blocks(h, g, scale, mask):
+    """The three gradients, in a launch over the queries and one over the keys, which reads what the first left of every
+    query; None where programs_for says so."""
+    heads, (width, columns) = h.scaled.shape[:2].numel(), (h.scaled.shape[-1], h.value.shape[-1])
+    programs, room = of_queries(h)
+    programs_of_keys = programs_for(h, heads * blocks(h.keys, LANES), CHUNK * LANES)
+    if programs is None or programs_of_keys is None:
+        return None
+    dq, dk, dv = h.gradients(mask)
+    rows, scores = h.scaled.new_empty(heads * h.queries * 3), h.scaled.new_empty(2 * programs * room)
+    arguments, given = (g, scores, rows, dq, float(scale)), {"further": g.stride()}
+    weights = dq is not None or dk is not None
+    launch_blocks(attention_query_gradient_kernel, programs, h, width, *arguments, **given, WEIGHTS=weights)
+    if dk is None and dv is None:
+        return dq, dk, dv
+    if h.is_causal:
+        for d in (dk, dv):
+            if d is not None:
+                d.zero_()
+    scores = h.scaled.new_empty(2 * programs_of_keys * CHUNK * LANES)
+    widest = max(width, columns)
+    launch_blocks(attention_key_gradient_kernel, programs_of_keys, h, widest, g, scores, rows, dk, dv, **given)
+    return dq, dk, dv
+
+
+# ---- a call ---------------------------------------------------------------------------------------------------------
 
 
 def scaled_dot_product_attention_forward(query, key, value, attn_mask, is_causal, scale):
     h = Heads(query, key, value, attn_mask, is_causal, factor(query, scale))
-    output = in_one_launch(h)
+    output = output_by_blocks(h)
     if output is None:
         output = h.empty(h.queries, value.shape[-1])
         for heads, rows, keys in h.blocks(CAUSAL_QUERIES):
@@ -211,8 +185,16 @@ def scaled_dot_product_attention_backward(grad, query, key, value, attn_mask, is
     """(dquery, dkey, dvalue), None where the mask says so."""
     scale = factor(query, scale)
     h, g = Heads(query, key, value, attn_mask, is_causal, scale), as_batches(grad, grad.shape[:-2])
-    sizes = query.shape[-2:], key.shape[-2:], value.shape[-2:]
-    dq, dk, dv = (h.empty(*size) if wanted else None for size, wanted in zip(sizes, mask, strict=True))
+    found = gradients_by_blocks(h, g, scale, mask)
+    if found is None:
+        found = gradients_of_few_scores(h, g, scale, mask)
+    of = zip(found, (query, key, value), strict=True)
+    return tuple(None if d is None else sum_to_size(d.view(*h.batch, *d.shape[-2:]), t.shape) for d, t in of)
+
+
+def gradients_of_few_scores(h, g, scale, mask):
+    """The three gradients, some scores at a time."""
+    dq, dk, dv = h.gradients(mask)
     for heads, rows, keys in h.blocks(CHUNK):
         k, v, dout = h.key[heads][..., :keys, :], h.value[heads][..., :keys, :], g[heads][..., rows, :]
         weights = h.weights(heads, rows, keys)
@@ -225,8 +207,7 @@ def scaled_dot_product_attention_backward(grad, query, key, value, attn_mask, is
             accumulate(dk[heads], product(dscores.mT, h.scaled[heads][..., rows, :])[0], rows.start == 0)
         if dq is not None:
             dq[heads][..., rows, :] = product(dscores, k)[0] * scale
-    of = zip((dq, dk, dv), (query, key, value), strict=True)
-    return tuple(None if d is None else sum_to_size(d.view(*h.batch, *d.shape[-2:]), t.shape) for d, t in of)
+    return dq, dk, dv
 
 
 def accumulate(total, chunk, is_first):

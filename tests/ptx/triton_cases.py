@@ -1,8 +1,9 @@
 """Every Triton kernel, compiled for an architecture, against the CPU library, bit for bit; a process of its own.
 
 `python -m ptx.triton_cases 90 full` prints one JSON object: what failed by case, violations of the contract, and the
-kernels that never ran; names instead of `full` are cases without their variants. Triton's interpreter, which
-tests/conftest.py turns on, and its compiler exclude each other.
+kernels that never ran. `full` is every case with several numbers of warps, `every` with the launchers' own, `brief`
+each kernel once, row kernels with as many warps as a third argument says. Triton's interpreter, which tests/conftest.py
+turns on, and its compiler exclude each other.
 """
 
 import importlib
@@ -13,12 +14,17 @@ import traceback
 import torch
 from accuracy import assert_same_bits
 
+from .kernel_sources import kernel_sources
 from .triton_usage import machine_for
 
 SPECIAL = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e-40, -1e-42, -0.0, 0.0, 3e38, -3e38])
-FORWARD = {"relu": "y", "sigmoid": "y", "tanh": "y", "gelu": "z", "gelu_tanh": "z", "silu": "z"}
-MODULES = ("activation", "cross_entropy", "dropout", "elementwise_loss", "linear", "matmul", "nll_loss", "optimizers")
-MODULES += ("product", "reduce", "scaled_dot_product_attention", "softmax", "tensor_cores")
+FORWARD = {"gelu": "z", "relu": "y", "sigmoid": "y", "tanh": "y", "gelu_tanh": "z", "silu": "z"}
+brief = False
+
+
+def variants(given):
+    """All of them, or the first, with which every kernel of a case runs."""
+    return given[:1] if brief else given
 
 
 def random(*shape, special=False):
@@ -43,9 +49,9 @@ def check_into(name, gradients, *arguments):
 
 def compare(name, *arguments):
     """A function of the kernels' modules and the dispatcher's operator of the same name; the results."""
-    module = name.removesuffix("_forward").removesuffix("_backward")
-    function = getattr(importlib.import_module(f"pytorch_ext.triton_kernels.{module}"), name)
-    ours, theirs = function(*arguments), getattr(torch.ops.pytorch_ext, name)(*arguments)
+    from pytorch_ext.triton_path import launcher
+
+    ours, theirs = launcher(name)(*arguments), getattr(torch.ops.pytorch_ext, name)(*arguments)
     pairs = zip(*(r if isinstance(r, tuple) else (r,) for r in (ours, theirs)), strict=True)
     for i, (a, b) in enumerate(pairs):
         if b is not None and a is not None:
@@ -54,7 +60,7 @@ def compare(name, *arguments):
 
 
 def activations():
-    for kind, saved in FORWARD.items():
+    for kind, saved in variants([*FORWARD.items()]):
         x, g = random(5, 70, special=True), random(5, 70)
         y = compare("activation_forward", x, kind)
         compare("activation_backward", g, y if saved == "y" else x, kind)
@@ -70,7 +76,10 @@ def linear(*sizes, activation="none"):
 
 def products():
     linear((5, 7, 257), (33, 3, 20), (1, 1, 1), activation="gelu")
+    if brief:
+        return
     linear((40, 70, 300), activation="relu")
+    compare("linear_inference", random(9, 20), random(33, 20), random(33), "gelu")
     compare("matmul_forward", random(2, 20, 6)[..., ::2], random(2, 5, 3).mT)
     compare("matmul_forward", random(4500), random(9000)[::2])
     compare("matmul_backward", random(2, 20, 5), random(2, 20, 3), random(3, 5), [True] * 2)
@@ -81,18 +90,18 @@ def sums():
 
     from pytorch_ext import native
 
-    for shape, sizes in [((300, 5), (5,)), ((9000,), ()), ((4, 5, 6), (5, 1))]:
+    for shape, sizes in variants([((300, 5), (5,)), ((9000,), ()), ((4, 5, 6), (5, 1))]):
         x = random(*shape)
         assert_same_bits(sum_to_size(x, sizes), native.library.sum_to_size(x, list(sizes)), f"sum of {shape}")
 
 
 def dropout():
-    for p, key in ((0.3, 11), (0.5, -(2**63)), (1.0, 1)):
+    for p, key in variants([(0.3, 11), (0.5, -(2**63)), (1.0, 1)]):
         compare("dropout_forward", random(1500, special=True), p, torch.tensor(key))
 
 
 def softmax():
-    for shape, logarithm in [((3, 10), False), ((2, 1100), True), ((2, 4200), False), ((2, 7, 3), True)]:
+    for shape, logarithm in variants([((3, 10), False), ((2, 1100), True), ((2, 4200), False), ((2, 7, 3), True)]):
         y = compare("softmax_forward", random(*shape, special=shape[1] == 10), 1, logarithm)
         compare("softmax_backward", random(*shape), y, 1, logarithm)
 
@@ -101,12 +110,13 @@ def attention():
     """Heads that lie apart, in one launch whose programs have more than one block, and a few scores at a time."""
     module = importlib.import_module("pytorch_ext.triton_kernels.scaled_dot_product_attention")
     whole, name, module.multiprocessors = module.SCORES, "scaled_dot_product_attention", lambda device: 1
-    for shape, mask, is_causal, module.SCORES in [
+    cases = [
         ((2, 2, 40, 20, 70), None, False, whole),
-        ((1, 2, 33, 6, 10), torch.arange(33 * 10).view(33, 10) % 3 > 0, False, whole),
         ((1, 2, 6, 6, 10), random(6, 10).masked_fill(torch.arange(6)[:, None] == 2, -float("inf")), False, 10),
+        ((1, 2, 33, 6, 10), torch.arange(33 * 10).view(33, 10) % 3 > 0, False, whole),
         ((1, 1, 300, 5, 290), None, True, whole),
-    ]:
+    ]
+    for shape, mask, is_causal, module.SCORES in cases[:2] if brief else cases:
         outer, inner, queries, width, keys = shape
         q, k, v = (random(outer, n, inner, w).transpose(1, 2) for n, w in ((queries, width), (keys, width), (keys, 9)))
         output = compare(f"{name}_forward", q, k, v, mask, is_causal, 0.3)
@@ -115,11 +125,9 @@ def attention():
 
 
 def cross_entropy():
-    for shape, reduction, weighted, smoothing in [
-        ((4, 10), 1, False, 0.0),
-        ((3, 70), 2, True, 0.1),
-        ((2, 4200), 0, False, 0.1),
-    ]:
+    for shape, reduction, weighted, smoothing in variants(
+        [((4, 10), 1, False, 0.0), ((3, 70), 2, True, 0.1), ((2, 4200), 0, False, 0.1)]
+    ):
         x, target = random(*shape), torch.randint(shape[1], shape[:1])
         target[1] = -100
         options = (random(shape[1]).abs() if weighted else None, reduction, -100, smoothing)
@@ -134,7 +142,7 @@ def cross_entropy():
 
 
 def nll_loss():
-    for reduction, weighted in ((0, False), (1, True), (2, False)):
+    for reduction, weighted in variants([(1, True), (0, False), (2, False)]):
         x, target = random(5, 7), torch.randint(7, (5,))
         options = (random(7).abs() if weighted else None, reduction, -100)
         loss = compare("nll_loss_forward", x, target, *options)
@@ -142,8 +150,8 @@ def nll_loss():
 
 
 def elementwise_losses():
-    for loss in ("mse_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits"):
-        for shape, reduction, weighted in [((5000,), 1, False), ((70,), 0, True), ((3, 20), 2, True)]:
+    for loss in variants(["binary_cross_entropy_with_logits", "mse_loss", "binary_cross_entropy"]):
+        for shape, reduction, weighted in variants([((5000,), 1, False), ((70,), 0, True), ((3, 20), 2, True)]):
             x, target = (torch.rand(shape) for _ in range(2))
             weight = torch.rand(shape) if weighted else None
             pos_weight = torch.rand(shape) if weighted and "logits" in loss else None
@@ -176,12 +184,12 @@ def updates():
 
     momentum = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "nesterov": True}
     amsgrad = {"amsgrad": True, "weight_decay": 0.01, "maximize": True}
-    cases = [("SGD", {"lr": 0.1}), ("SGD", momentum), ("Adam", {}), ("Adam", amsgrad), ("AdamW", {})]
+    cases = [("SGD", momentum), ("Adam", amsgrad), ("SGD", {"lr": 0.1}), ("Adam", {}), ("AdamW", {})]
     cases = [(*case, torch.float32) for case in cases] + [
         ("SGD", momentum, torch.float64),
         ("Adam", amsgrad, torch.float64),
     ]
-    for case in cases:
+    for case in cases[:2] if brief else cases:
         results = [run(path, *case) for path in ("triton", "native")]
         for i, (a, b) in enumerate(zip(*results, strict=True)):
             assert_same_bits(a, b, f"result {i} of {case}")
@@ -219,37 +227,39 @@ EXPECTED = {80: ("mma.sync", "cp.async.c", "st.global"), 90: ("wgmma.mma_async",
 
 CASES = {f.__name__: f for f in (activations, products, sums, dropout, softmax, attention, cross_entropy, nll_loss)}
 CASES |= {f.__name__: f for f in (elementwise_losses, updates, tensor_cores)}
-WARPS = {"activations": (None, 1, 8), "sums": (None, 1, 8), "softmax": (None, 2), "updates": (None, 2)}
+WARPS = {"activations": (None, 1, 8), "sums": (None, 1, 8)}
+WARPS |= dict.fromkeys(("softmax", "cross_entropy", "elementwise_losses", "dropout", "nll_loss", "updates"), (None, 2))
+LARGE = {"attention": (4,), "products": (1, 2, 8)}  # further numbers, which tiles of products take long to compile for
 SMALL = (5, 7, 40), (17, 30, 260)  # products whose tiles are small enough to compile for any number of warps
 
 
 def run_case(machine, name, full):
-    for machine.warps in WARPS.get(name, (None,)) if full else (None,):
+    for warps in WARPS.get(name, (None,)) if full else (machine.warps,):
+        machine.warps = warps if name in WARPS else None
         CASES[name](*([machine] if name == "tensor_cores" else []))
-    if name == "products" and full:
-        for machine.warps in (1, 2, 8):
-            linear(*SMALL)
+    for warps in LARGE.get(name, ()) if full else ():
+        machine.warps = warps
+        linear(*SMALL) if name == "products" else CASES[name]()
 
 
-def main(architecture, names):
+def main(architecture, extent, warps=None):
+    global brief
     from pytorch_ext import triton_path
 
     machine, _ = machine_for(architecture)
     triton_path.problem = lambda: None  # there is no device, and none is needed
-    failed = {}
-    full = names == ["full"]
-    for name in CASES if full else names:
+    failed, brief = {}, extent == "brief"
+    for name in CASES:
         torch.manual_seed(20240611)
+        machine.warps = warps
         try:
-            run_case(machine, name, full)
+            run_case(machine, name, extent == "full")
             failed[name] = None
         except Exception:
             failed[name] = traceback.format_exc()
-    modules = [importlib.import_module(f"pytorch_ext.triton_kernels.{name}") for name in MODULES]
-    kernels = {name for module in modules for name in vars(module) if name.endswith("_kernel")}
-    never = sorted(kernels - machine.launches.keys())
+    never = sorted(kernel_sources().keys() - machine.launches.keys())
     print(json.dumps({"failed": failed, "violations": sorted(machine.violations), "never": never}))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2:])
+    main(int(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:]))

@@ -75,19 +75,35 @@ def launches(kernels):
     yield "clipping", lambda: kernels.optimizers.clip_gradients([x], 1.0, x[0])
 
 
+def innermost_loops(sass):
+    """[the opcodes of a loop without a loop in it], a loop being what a branch goes back over."""
+    line = re.compile(r"/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\w+\s+)?(\w[\w.]*)(.*?);")
+    code = [(int(at, 16), opcode, rest) for at, opcode, rest in line.findall(sass)]
+    targets = [(at, re.search(r"0x([0-9a-f]+)", rest)) for at, opcode, rest in code if opcode.startswith("BRA")]
+    loops = [(int(target[1], 16), at) for at, target in targets if target and int(target[1], 16) < at]
+    inner = [(a, b) for a, b in loops if not any((a, b) != other and a <= other[0] <= b for other in loops)]
+    return [[opcode.split(".")[0] for at, opcode, _ in code if a <= at <= b] for a, b in inner]
+
+
 def resources(compiled):
-    """What ptxas gave a kernel."""
+    """What ptxas gave a kernel; for each loop of a float32 product the share of fma, and reads of what was spilled."""
     import triton
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(compiled.asm["cubin"])
-        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(file)]
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", "-sass", str(file)]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    products = [loop for loop in innermost_loops(text) if "LDS" in loop and any(o.startswith("FFMA") for o in loop)]
+    shares = [sum(o.startswith("FFMA") for o in loop) / len(loop) for loop in products]
+    reloads = sum(o == "LDL" for loop in products for o in loop)
     found = {key: int(number) for key, number in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
     spilled = max(found["STACK"], found["LOCAL"])
     wide = compiled.asm["ptx"].count("global.v4.b32")  # loads and stores of 16 bytes
-    return {"registers": found["REG"], "spilled": spilled, "shared": compiled.metadata.shared, "wide": wide}
+    return {"registers": found["REG"], "spilled": spilled, "shared": compiled.metadata.shared, "wide": wide} | {
+        "shares": [round(share, 2) for share in shares],
+        "reloads": reloads,
+    }
 
 
 def main(architecture, only):
