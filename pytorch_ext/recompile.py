@@ -11,6 +11,7 @@ import ast
 import copy
 import functools
 import inspect
+import linecache
 import sys
 import types
 
@@ -57,12 +58,42 @@ def proved_definition(function, owner):
     found = tree.body[0].body[0] if head else tree.body[0]
     if not isinstance(found, ast.FunctionDef) or found.name != function.__name__:
         raise Refused("its source is no plain function definition")
-    if not same_code(compiled(found, function, owner), function.__code__):
+    guesses = imported_by_value, imported_in_file  # the second takes long in a large file
+    if not any(same_code(compiled(found, function, owner, guess), function.__code__) for guess in guesses):
         raise Refused("its source does not compile to the code that runs (a decorator, an edited file)")
     return found
 
 
-def compiled(tree, function, owner):
+def imported_by_value(function):
+    """The global names a function uses that its module has imported, as far as their values tell."""
+    for name in names_in(function.__code__):
+        value = function.__globals__.get(name)
+        elsewhere = getattr(value, "__module__", None) not in (None, function.__module__)
+        if isinstance(value, types.ModuleType) or elsewhere:
+            yield name
+
+
+def imported_in_file(function):
+    """Those that its file imports by their names; what ``from x import *`` brings is none of them to the compiler."""
+    return imports_of(function.__code__.co_filename) & names_in(function.__code__)
+
+
+@functools.lru_cache(maxsize=256)
+def imports_of(file):
+    try:
+        waiting, names = [ast.parse("".join(linecache.getlines(file)))], set()
+    except SyntaxError:
+        return set()
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            waiting += ast.iter_child_nodes(node)
+    return names - {"*"}
+
+
+def compiled(tree, function, owner, imported=imported_by_value):
     """The code object of a definition, with the free variables of ``function``."""
     tree = copy.copy(tree)
     tree.decorator_list = []
@@ -74,7 +105,7 @@ def compiled(tree, function, owner):
     around = ast.parse(f"def around({', '.join([HELPERS, *free])}): pass")
     around.body[0].body = [body]
     # The compiler calls an attribute of an imported name by other instructions than a method.
-    around.body += [ast.parse(f"import {name}").body[0] for name in imported_names(function)]
+    around.body += [ast.parse(f"import {name}").body[0] for name in imported(function)]
     code = compile(
         ast.fix_missing_locations(around),
         function.__code__.co_filename,
@@ -87,15 +118,6 @@ def compiled(tree, function, owner):
         if code is None:
             raise Refused("its source has another shape than expected")
     return code
-
-
-def imported_names(function):
-    """The global names a function uses that its module has imported, as far as their values tell."""
-    for name in names_in(function.__code__):
-        value = function.__globals__.get(name)
-        elsewhere = getattr(value, "__module__", None) not in (None, function.__module__)
-        if isinstance(value, types.ModuleType) or elsewhere:
-            yield name
 
 
 def names_in(code):

@@ -8,11 +8,13 @@ decides.
 import ast
 import builtins
 import copy
+import functools
 import linecache
 import types
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from . import calls, fusion, nn
 from .recompile import HELPERS
@@ -120,30 +122,52 @@ class Exchange(ast.NodeTransformer):
         return getattr(type(module), "forward", None) in (torch.nn.Linear.forward, nn.Linear.forward), module
 
     def is_activation(self, node, keywords):
-        """Whether the expression is an activation, called with such keywords."""
+        """Whether the expression is an activation, called with such keywords; None where only the call knows."""
         if not all(keyword.arg and isinstance(keyword.value, ast.Constant) for keyword in keywords):
             return False
         if self.wanted is not None:
             return True
         value = self.names.value(node)
+        if value is UNKNOWN and isinstance(node, ast.Name | ast.Subscript):  # an element of a ModuleDict, say
+            return None
         return type(value) in fusion.MODULES or (type(value) in fusion.FUNCTION_TYPES and value in fusion.FUNCTIONS)
 
     def activation_of(self, node):
         """(activation or method name, argument, keywords) of ``relu(argument)`` or ``argument.relu()``; else None."""
         if not isinstance(node, ast.Call):
             return None
-        if len(node.args) == 1 and self.is_activation(node.func, node.keywords):
-            return node.func, node.args[0], node.keywords
+        keywords = [*node.keywords, *self.inplace_of(node)]
+        if len(node.args) == 1 + len(keywords) - len(node.keywords):
+            if self.is_activation(node.func, keywords) is not False:
+                return node.func, node.args[0], keywords
         by_method = isinstance(node.func, ast.Attribute) and node.func.attr in fusion.METHODS
         if by_method and not node.args and not node.keywords:
             return ast.Constant(node.func.attr), node.func.value, []
         return None
 
+    @functools.cached_property
+    def holds_both(self):
+        """Whether there are lists of Linears and of activations, so that a call of unknown ones may be of theirs."""
+        lists = (torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Sequential, nn.Sequential)
+        held = [child for child in self.names.module._modules.values() if type(child) in lists]
+        classes = {type(module) for child in held for module in child._modules.values()}
+        return bool(classes & {torch.nn.Linear, nn.Linear}) and bool(classes & fusion.MODULES.keys())
+
+    def inplace_of(self, node):
+        """The second argument of ``F.relu(x, True)`` as a keyword."""
+        if len(node.args) != 2 or not isinstance(node.args[1], ast.Constant):
+            return []
+        value = self.value(node.func, F.relu)
+        known = type(value) in fusion.FUNCTION_TYPES and value in (F.relu, F.silu)
+        return [ast.keyword("inplace", node.args[1])] if known else []
+
     def fused(self, node, product):
         """``node``, an activation of ``product``, as one call; None where it is not to be."""
         activation, _, keywords = self.activation_of(node)
-        certain, linear = self.calls_linear(product)
-        if not certain or not self.take(node, "activation", linear):
+        possible, linear = self.calls_linear(product)
+        if not isinstance(activation, ast.Constant) and self.is_activation(activation, keywords) is None:
+            possible, linear = linear is not None or self.holds_both, None
+        if not possible or not self.take(node, "activation", linear):
             return None
         name = "activate_by_method" if isinstance(activation, ast.Constant) else "activate"
         return helper(name, node, [activation, product.func, product.args[0]], keywords)
