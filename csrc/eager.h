@@ -5,6 +5,7 @@
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <torch/csrc/Dtype.h>
 #include <torch/csrc/Exceptions.h>
+#include <torch/csrc/PyInterpreter.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -25,8 +26,22 @@ inline bool is_ordinary(const at::Tensor& t) {
   return !(t.key_set().raw_repr() & ~allowed.raw_repr()) && !t._fw_grad(/*level=*/0).defined();
 }
 
+// Whether a function mode decides what a call means. The one that torch.set_default_device and `with torch.device(...)`
+// leave on does not: it is about new tensors.
+inline bool in_function_mode() {
+  using Modes = at::impl::PythonTorchFunctionTLS;
+  if (!at::impl::torch_function_mode_enabled()) return false;
+  // Kept for good: nothing may be let go of after Python has ended.
+  static PyObject* const device_mode =
+      pybind11::object(pybind11::module_::import("torch.utils._device").attr("DeviceContext")).release().ptr();
+  for (int64_t i = 0; i < Modes::stack_len(); i++)
+    if (reinterpret_cast<PyObject*>(Py_TYPE(Modes::get_stack_at(i)->ptr(getPyInterpreter()))) != device_mode)
+      return true;
+  return false;
+}
+
 inline bool in_transform() {
-  return at::impl::torch_function_mode_enabled() ||
+  return in_function_mode() ||
          c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
 }
 

@@ -55,6 +55,16 @@ def test_an_argument_that_is_no_tensor_is_named(path, op, name):
         refuse(op, arguments_of(op) | {name: value}, TypeError, f"{name} to be a Tensor, got {type(value).__name__}$")
 
 
+def test_a_mask_that_is_no_tensor_is_named():
+    x = torch.ones(2, 3)
+    refuse(
+        "scaled_dot_product_attention",
+        {"query": x, "key": x, "value": x, "attn_mask": [[True]]},
+        TypeError,
+        "attn_mask to be a Tensor, got list$",
+    )
+
+
 @needs_native
 @pytest.mark.parametrize(("op", "name"), [pair for pair in EVERY_ARGUMENT if pair not in OPTIONAL])
 def test_none_for_a_tensor_is_named(op, name):

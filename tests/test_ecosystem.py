@@ -1,5 +1,6 @@
 """A converted model under torch's transforms, autocast, export, checkpointing, tracing and threads."""
 
+import contextlib
 import copy
 import threading
 import warnings
@@ -8,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import assert_same_bits
+from conftest import needs_native
 from converted import MODELS, made, output_of
 from torch import nn
 from torch.nn.utils import prune
@@ -111,6 +113,28 @@ def test_a_grad_scaler_skips_a_step_that_overflowed_and_takes_the_others(optimiz
     assert scaler.get_scale() == 2.0**9
     for p, q in zip(model.parameters(), plain.parameters(), strict=True):
         assert_same_bits(p, q)  # the scale is a power of two
+
+
+@needs_native
+@pytest.mark.parametrize("way", ["set_default_device", "with", "both"])
+def test_a_default_device_leaves_the_kernels_their_work(way):
+    """It is a function mode of torch's, about new tensors; other modes do decide what a call means."""
+    model, _, arguments = pair("written")
+    expected = model(*arguments)
+    try:
+        if way != "with":
+            torch.set_default_device("cpu")
+        with torch.device("cpu") if way != "set_default_device" else contextlib.nullcontext():
+            assert_same_bits(model(*arguments), expected)
+            explained = pytorch_ext.explain(model, arguments)
+            with pytest.raises(RuntimeError, match="^linear: expected"):
+                pytorch_ext.functional.linear(torch.ones(2, 3), torch.ones(2, 2))
+            with torch.overrides.BaseTorchFunctionMode():
+                watched = pytorch_ext.explain(model, arguments, backward=False)
+    finally:
+        torch.set_default_device(None)
+    assert "linear, relu" in [row.op for row in explained if row.path == "native-cpu"]
+    assert {row.path for row in watched} == {"stock"}
 
 
 @pytest.mark.parametrize("strict", [False, True])

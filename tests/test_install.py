@@ -175,7 +175,7 @@ def test_a_library_of_other_sources_gives_one_warning_and_stock_operators(copied
 
 
 def test_the_record_of_a_build_knows_every_source_that_python_sees():
-    defines = re.compile(r"\bm\.def\(|TORCH_LIBRARY\(|PYBIND11_MODULE\(")
+    defines = re.compile(r"\bm\.def\(|TORCH_LIBRARY\(|PYBIND11_MODULE\(|py::class_<")
     csrc = ROOT / "csrc"
     found = {path.relative_to(csrc).as_posix() for path in csrc.rglob("*.cpp") if defines.search(path.read_text())}
     assert found == set(build.INTERFACE)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from ..triton_path import launchers
-from .checks import expect, expect_alike, expect_tensors
+from .checks import expect, expect_alike, expect_tensors, is_autocast
 from .composition import with_composed_derivative
 from .cross_entropy import cross_entropy
 from .linear import linear
@@ -96,7 +96,7 @@ def operators_for(input, linear_weight, target, linear_bias, weight, label_smoot
         for t in constants
     ):
         return None
-    autocast = torch.is_autocast_enabled(input.device.type)
+    autocast = is_autocast(input)
     if not autocast and any(t is not None and t.dtype != input.dtype for t in constants):
         return None
     sizes = (*input.shape[:-1], *linear_weight.shape[0 if target.is_floating_point() else 1 : -1])

@@ -20,9 +20,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.compiler import is_dynamo_compiling
+from torch.utils._device import DeviceContext
 
 from .. import native, triton_path
 from ..backends import choice
+from ..triton_path import PLAIN
 
 __all__ = ["KERNEL_DTYPES", "choice", "is_dynamo_compiling", "is_traced", "overridden", "products_are_ieee"]
 __all__ += ["register_fake", "traceable"]
@@ -33,10 +35,27 @@ KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def overridden(*arguments):
-    """Whether a ``__torch_function__`` of an argument, or of a mode, decides what the call means."""
+    """Whether a ``__torch_function__`` of an argument or of a mode, or a layout, decides what the call means."""
     if not is_dynamo_compiling() and all(t is None or type(t) in TRACED for t in arguments):
         return False  # a tracer's own mode only looks on
-    return torch.overrides.has_torch_function(arguments)
+    if torch.overrides.has_torch_function(arguments) and (is_dynamo_compiling() or in_function_mode()):
+        return True
+    return any(map(is_overriding, arguments))
+
+
+def in_function_mode():
+    """Whether a function mode decides what a call means. That of ``torch.set_default_device`` and ``with
+    torch.device(...)`` is about new tensors only."""
+    modes = range(torch._C._len_torch_function_stack())
+    return any(type(torch._C._get_function_stack_at(i)) is not DeviceContext for i in modes)
+
+
+def is_overriding(value):
+    """Whether a value has a ``__torch_function__`` of its own, or is a tensor that is sparse, nested or quantised: torch
+    knows what a call means then, or has the error."""
+    if type(value) not in PLAIN:
+        return hasattr(value, "__torch_function__")
+    return value.layout != torch.strided or value.is_nested or value.is_quantized
 
 
 def is_traced(*tensors):
