@@ -28,7 +28,7 @@ class Refused(Exception):
 
 
 def definition(function, owner):
-    """The syntax tree of a method of a class named ``owner``, proved to be that of its code."""
+    """The syntax tree of a method of a class named ``owner``, or of a function; proved to be that of its code."""
     tree, why = definition_or_reason(function, owner)
     if why is not None:
         raise Refused(why)
@@ -49,8 +49,7 @@ def proved_definition(function, owner):
         raise Refused("a decorator wraps it")
     try:
         lines, first = inspect.getsourcelines(function)
-        # Inside a class, for the sake of names like self.__x and of super().
-        head = f"class {owner}:\n" if lines[0][:1].isspace() else ""
+        head = "if True:\n" if lines[0][:1].isspace() else ""
         tree = ast.parse(head + "".join(lines))
     except (OSError, SyntaxError, TypeError, IndexError) as error:
         raise Refused(f"its source is not available ({type(error).__name__})") from None
@@ -99,6 +98,7 @@ def compiled(tree, function, owner, imported=imported_by_value):
     tree.decorator_list = []
     free = [name for name in function.__code__.co_freevars if name != "__class__"]
     body = tree
+    # Inside a class, for the sake of names like self.__x and of super().
     if function.__qualname__.split(".")[-2:-1] == [owner] or "__class__" in function.__code__.co_freevars:
         body = ast.parse(f"class {owner}: pass").body[0]
         body.body = [tree]

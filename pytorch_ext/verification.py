@@ -77,9 +77,9 @@ class VerificationReport(Report):
 def verify(model, batch):
     """Compare every kernel that ``model(batch)`` runs with float64, beside stock's own error, output and gradients.
 
-    batch: a tensor, a tuple of arguments or a mapping of named ones. Works on a copy, which is converted first unless the
-    model is this package's already; Dropout modules do not drop there. Returns a :class:`VerificationReport`, with rows
-    in the order of the calls. Raises TypeError for anything but a module, ValueError where two runs differ.
+    batch: a tensor, a tuple of arguments or a mapping of named ones. Works on a copy, which is converted first unless
+    the model is this package's already; Dropout modules do not drop there. Returns a :class:`VerificationReport`, with
+    rows in the order of the calls. Raises TypeError for anything but a module, ValueError where two runs differ.
     """
     expect(isinstance(model, torch.nn.Module), "verify", "a torch.nn.Module", type(model).__name__, TypeError)
     ours = without_dropout(copy.deepcopy(model))

@@ -86,6 +86,47 @@ def test_a_package_of_aotinductor_has_the_bits_of_eager(tmp_path):
             assert_same_bits(loaded(batch), plain(batch))
 
 
+class Losses(nn.Module):
+    """Every loss over one layer, as an evaluation step has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.weighted = nn.Linear(16, 5), nn.CrossEntropyLoss(torch.rand(5), label_smoothing=0.1)
+        self.modules_of = nn.ModuleList([nn.CrossEntropyLoss(reduction="none"), nn.NLLLoss()])
+        self.elementwise = nn.ModuleList([nn.MSELoss(), nn.BCEWithLogitsLoss(pos_weight=torch.rand(5))])
+
+    def forward(self, x, labels, target):
+        z = torch.relu(self.layer(x))
+        values = [loss(z, labels) for loss in (self.weighted, *self.modules_of)]
+        values += [loss(z, target) for loss in self.elementwise]
+        values.append(F.binary_cross_entropy(z.sigmoid(), target))
+        return *values, pytorch_ext.functional.linear_cross_entropy(x, self.layer.weight, labels)
+
+
+@needs_native
+def test_a_package_of_aotinductor_takes_losses(tmp_path):
+    torch.manual_seed(3)
+    model, arguments = Losses(), (torch.randn(7, 16), torch.randint(0, 5, (7,)), torch.rand(7, 5))
+    pytorch_ext.convert(model)
+    with torch.no_grad():
+        program = torch.export.export(model, arguments)
+        package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "losses.pt2"))
+        found, expected = torch._inductor.aoti_load_package(package)(*arguments), model(*arguments)
+    for mine, eager in zip(found, expected, strict=True):
+        assert_same_bits(mine, eager)
+    assert {node.target for node in program.run_decompositions().graph.nodes if node.op == "call_function"} == {
+        getattr(torch.ops.pytorch_ext, name).default
+        for name in (
+            "activation_forward",
+            "cross_entropy_inference",
+            "elementwise_loss_inference",
+            "linear_cross_entropy_inference",
+            "linear_inference",
+            "nll_loss_forward",
+        )
+    }
+
+
 class Counted:
     """A backend that counts the graphs it compiles."""
 

@@ -157,13 +157,17 @@ def composed_gradients(grad, input, linear_weight, target, bias, weight, reducti
     return (dz @ W).reshape(input.shape), (dz.t() @ x).reshape(linear_weight.shape), dbias
 
 
-@register_fake("linear_cross_entropy_forward")
-def _(input, linear_weight, target, linear_bias, weight, reduction, ignore_index, label_smoothing, dtype, mask):
+@register_fake("linear_cross_entropy_inference")
+def fake_loss(input, linear_weight, target, linear_bias, weight, reduction, ignore_index, label_smoothing, dtype):
     shape = (*input.shape[:-1], *linear_weight.shape[1:-1]) if reduction == REDUCTIONS["none"] else ()
-    return (
-        input.new_empty(shape, dtype=dtype or input.dtype),
-        *fake_gradients(input, linear_weight, linear_bias, mask),
-    )
+    return input.new_empty(shape, dtype=dtype or input.dtype)
+
+
+@register_fake("linear_cross_entropy_forward")
+def _(input, linear_weight, target, linear_bias, *options):
+    *others, mask = options
+    loss = fake_loss(input, linear_weight, target, linear_bias, *others)
+    return loss, *fake_gradients(input, linear_weight, linear_bias, mask)
 
 
 @register_fake("linear_cross_entropy_backward")

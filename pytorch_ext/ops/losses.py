@@ -154,13 +154,17 @@ def composed_slopes(x, y, pos_weight, loss):
     return slope, -extra * torch.nn.functional.logsigmoid(x) - x
 
 
-@register_fake("elementwise_loss_forward")
-def _(input, target, weight, pos_weight, loss, reduction, mask):
+@register_fake("elementwise_loss_inference")
+def fake_loss(input, target, weight, pos_weight, loss, reduction):
     if input.shape != target.shape:  # where a call is traced; eager ones warn in mse_loss
         warn_of_broadcasting(input, target)
-    shape = torch.broadcast_shapes(input.shape, target.shape) if reduction == REDUCTIONS["none"] else ()
+    return input.new_empty(torch.broadcast_shapes(input.shape, target.shape) if reduction == REDUCTIONS["none"] else ())
+
+
+@register_fake("elementwise_loss_forward")
+def _(input, target, weight, pos_weight, loss, reduction, mask):
     return (
-        input.new_empty(shape),
+        fake_loss(input, target, weight, pos_weight, loss, reduction),
         input.new_empty(input.shape) if mask[0] else None,
         target.new_empty(target.shape) if mask[1] else None,
     )

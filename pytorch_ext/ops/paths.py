@@ -51,8 +51,8 @@ def in_function_mode():
 
 
 def is_overriding(value):
-    """Whether a value has a ``__torch_function__`` of its own, or is a tensor that is sparse, nested or quantised: torch
-    knows what a call means then, or has the error."""
+    """Whether a value has a ``__torch_function__`` of its own, or is a sparse, nested or quantised tensor: torch knows
+    what a call means then, or has the error."""
     if type(value) not in PLAIN:
         return hasattr(value, "__torch_function__")
     return value.layout != torch.strided or value.is_nested or value.is_quantized
