@@ -79,10 +79,11 @@ def imported_in_file(function):
 
 @functools.lru_cache(maxsize=256)
 def imports_of(file):
+    lines = linecache.getlines(file)
     try:
-        waiting, names = [ast.parse("".join(linecache.getlines(file)))], set()
-    except SyntaxError:
-        return set()
+        waiting, names = [ast.parse("".join(outside_of_definitions(lines)))], set()
+    except SyntaxError:  # a string over several lines that looks like a definition
+        waiting, names = [ast.parse("".join(lines))], set()
     while waiting:
         node = waiting.pop()
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -90,6 +91,16 @@ def imports_of(file):
         elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
             waiting += ast.iter_child_nodes(node)
     return names - {"*"}
+
+
+def outside_of_definitions(lines):
+    """The lines of a file without its functions and classes, which take long to parse."""
+    inside = False
+    for line in lines:
+        if line[:1] not in " \t\n#)]}":
+            inside = line.startswith(("def ", "class ", "async ", "@"))
+        if not inside:
+            yield line
 
 
 def compiled(tree, function, owner, imported=imported_by_value):

@@ -254,13 +254,20 @@ def is_attention_table(value):
 
 def learn(function):
     """Let this package's function for a plain one be the same, with its calls exchanged."""
-    if not isinstance(function, types.FunctionType) or function in calls.TWINS:
-        return
+    if isinstance(function, types.FunctionType) and function not in calls.TWINS:
+        changed = with_exchanged_calls(function)
+        if changed is not function:
+            calls.TWINS[function] = changed
+
+
+@functools.cache
+def with_exchanged_calls(function):
     with contextlib.suppress(Refused):
         exchange = Exchange(function, UNKNOWN)
         tree = exchange.run(definition(function, None))
         if exchange.places:
-            calls.TWINS[function] = function_from(tree, function, None, calls)
+            return function_from(tree, function, None, calls)
+    return function
 
 
 def helper(name, at, arguments, keywords=()):

@@ -14,6 +14,7 @@ from converted import MODELS, made, output_of
 from torch import nn
 from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
+from torch.utils.flop_counter import FlopCounterMode
 
 import pytorch_ext
 from pytorch_ext import native, optim
@@ -160,6 +161,43 @@ def test_an_exported_program_has_our_operators_and_onnx_gets_torch_s(monkeypatch
     monkeypatch.setattr(_flags, "_is_onnx_exporting", True)
     torch._dynamo.reset()
     assert targets() == ["aten.linear.default", "aten.relu.default", "aten.linear.default", "aten.gelu.default"]
+
+
+def operations(model, *arguments, training):
+    """What torch's counter counts."""
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(training):
+        loss = model(*arguments).sum()
+        if training:
+            loss.backward()
+    return counter.get_total_flops()
+
+
+@needs_native
+@pytest.mark.parametrize("training", [True, False])
+def test_torchs_counter_of_operations_counts_ours_as_its_own(training):
+    x = torch.randn(7, 3)
+    last_layer = pytorch_ext.nn.LinearCrossEntropyLoss(3, 5)
+    cases = [(*perceptron(), x), *(pair(name) for name in ("written", "attention", "image"))]
+    for ours, stock, *arguments in cases:
+        arguments = arguments[0] if isinstance(arguments[0], tuple) else arguments
+        counts = [operations(m, *arguments, training=training) for m in (ours, stock)]
+        assert counts[0] == counts[1] > 0
+    products = 3 if training else 1
+    target = torch.zeros(7, dtype=torch.int64)
+    assert operations(last_layer, x.requires_grad_(), target, training=training) == products * 2 * 7 * 3 * 5
+
+
+@needs_native
+def test_torchs_counter_counts_attention():
+    """Which torch's own kernel for the CPU has no formula for."""
+    q, k, v = (torch.randn(2, 4, n, e, requires_grad=True) for n, e in ((5, 8), (6, 8), (6, 3)))
+
+    def attend(*arguments):
+        return pytorch_ext.functional.scaled_dot_product_attention(*arguments)
+
+    scores = 2 * (2 * 4 * 5 * 6)
+    assert operations(attend, q, k, v, training=False) == scores * (8 + 3)
+    assert operations(attend, q, k, v, training=True) == scores * (8 + 3) + scores * (3 * 8 + 2 * 3)
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])

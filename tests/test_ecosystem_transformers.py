@@ -4,6 +4,7 @@ import copy
 import os
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -110,6 +111,15 @@ def test_the_report_says_what_became_of_the_layers(make):
     assert set(replaced) <= set(report.paths("replaced")) and set(rewritten) <= set(report.paths("rewritten"))
     pytorch_ext.revert(model)
     assert type(model) is type(make()) and not any(type(m).__module__ == "pytorch_ext.nn" for m in model.modules())
+
+
+def test_converting_twelve_layers_takes_less_than_a_second():
+    config = transformers.LlamaConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=12, **SMALL)
+    model = transformers.LlamaForCausalLM(config)
+    start = time.process_time()
+    report = pytorch_ext.convert(model)
+    assert time.process_time() - start < 1
+    assert len([path for path in report.paths("rewritten") if path.endswith("self_attn")]) == 12
 
 
 @each_model
