@@ -7,6 +7,7 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/PyInterpreter.h>
 #include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/jit/frontend/tracer.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <optional>
@@ -40,8 +41,14 @@ inline bool in_function_mode() {
   return false;
 }
 
+// Whether torch.onnx's older exporter traces the call: it knows stock operators only.
+inline bool is_exporting_onnx() {
+  if (!torch::jit::tracer::isTracing()) return false;
+  return pybind11::module_::import("pytorch_ext.ops.paths").attr("is_exporting_onnx")().cast<bool>();
+}
+
 inline bool in_transform() {
-  return in_function_mode() ||
+  return in_function_mode() || is_exporting_onnx() ||
          c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
 }
 

@@ -25,6 +25,7 @@ from torch.utils._device import DeviceContext
 from .. import native, triton_path
 from ..backends import choice
 from ..triton_path import PLAIN
+from .checks import expect
 
 __all__ = ["KERNEL_DTYPES", "choice", "is_dynamo_compiling", "is_traced", "overridden", "products_are_ieee"]
 __all__ += ["register_fake", "traceable"]
@@ -83,9 +84,10 @@ def constant_under_dynamo(function):
 
 @constant_under_dynamo
 def is_exporting_onnx():
-    """Whether torch.onnx is at work, which knows stock operators only."""
+    """Whether torch.onnx is at work, the exporter of today or the older one: both know stock operators only."""
     flags = sys.modules.get("torch.onnx._internal.exporter._flags")
-    return flags is not None and flags._is_onnx_exporting
+    older = sys.modules.get("torch.onnx._internal.torchscript_exporter._globals")
+    return bool((flags and flags._is_onnx_exporting) or (older and older.GLOBALS.in_onnx_export))
 
 
 @constant_under_dynamo  # a tensor under tracing is none to run a self-test with
@@ -106,15 +108,26 @@ FAKES = {}
 
 
 def register_fake(name):
-    """A decorator: the fake kernel of that operator."""
+    """A decorator: the fake kernel of that operator, which refuses tensors of several devices as the real one does."""
 
     def register(function):
-        FAKES[name] = function
+        def fake(*arguments):
+            expect_one_device(name, arguments)
+            return function(*arguments)
+
+        FAKES[name] = fake
         if native.library is not None:
-            torch.library.register_fake(f"pytorch_ext::{name}", function)
+            torch.library.register_fake(f"pytorch_ext::{name}", fake)
         return function
 
     return register
+
+
+def expect_one_device(op, arguments):
+    """A single number may be on the CPU, as dropout's key is."""
+    tensors = [t for t in arguments if isinstance(t, torch.Tensor) and (t.dim() > 0 or t.device.type != "cpu")]
+    for t in tensors[1:]:
+        expect(t.device == tensors[0].device, op, f"tensors on {tensors[0].device}", t.device)
 
 
 def products_are_ieee(tensor):
