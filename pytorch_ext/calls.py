@@ -70,9 +70,12 @@ def ours(function):
     return TWINS.get(function, function) if type(function) in fusion.FUNCTION_TYPES else function
 
 
+TENSORS = (*PLAIN, *TRACED)
+
+
 def method(tensor, name):
     """``tensor.<name>`` with this package's kernel."""
-    if type(tensor) in (*PLAIN, *TRACED):
+    if type(tensor) in TENSORS:
         return functools.partial(TENSOR_METHODS[name], tensor)
     return getattr(tensor, name)
 

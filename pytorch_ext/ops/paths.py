@@ -39,9 +39,23 @@ def overridden(*arguments):
     """Whether a ``__torch_function__`` of an argument or of a mode, or a layout, decides what the call means."""
     if not is_dynamo_compiling() and all(t is None or type(t) in TRACED for t in arguments):
         return False  # a tracer's own mode only looks on
-    if torch.overrides.has_torch_function(arguments) and (is_dynamo_compiling() or in_function_mode()):
-        return True
-    return any(map(is_overriding, arguments))
+    if torch.overrides.has_torch_function(arguments):
+        if is_dynamo_compiling() or in_function_mode() or any(map(has_own_function, arguments)):
+            return True
+    return any(map(is_laid_out_otherwise, arguments))
+
+
+def has_own_function(value):
+    """Whether it is its class that decides, not a mode."""
+    function = getattr(type(value), "__torch_function__", None)
+    return type(value) not in PLAIN and function not in (None, torch._C._disabled_torch_function_impl)
+
+
+def is_laid_out_otherwise(value):
+    """Whether a tensor is sparse, nested or quantised: torch knows what a call means then, or has the error."""
+    if not isinstance(value, torch.Tensor):
+        return False
+    return value.layout != torch.strided or value.is_nested or value.is_quantized
 
 
 def in_function_mode():
