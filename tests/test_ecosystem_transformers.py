@@ -165,9 +165,8 @@ def test_no_product_and_no_attention_is_left_to_stock(make, attention):
 
 
 @needs_native
-@each_model
-def test_one_compiled_graph_has_our_attention(make):
-    model, stock = pair(make)
+def test_one_compiled_graph_has_our_attention():
+    model, stock = pair(llama)
     targets = set()
 
     def backend(graph, inputs):
