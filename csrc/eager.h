@@ -5,7 +5,9 @@
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <torch/csrc/Dtype.h>
 #include <torch/csrc/Exceptions.h>
+#include <torch/csrc/PyInterpreter.h>
 #include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/jit/frontend/tracer.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <optional>
@@ -25,8 +27,28 @@ inline bool is_ordinary(const at::Tensor& t) {
   return !(t.key_set().raw_repr() & ~allowed.raw_repr()) && !t._fw_grad(/*level=*/0).defined();
 }
 
+// Whether a function mode decides what a call means. The one that torch.set_default_device and `with torch.device(...)`
+// leave on does not: it is about new tensors.
+inline bool in_function_mode() {
+  using Modes = at::impl::PythonTorchFunctionTLS;
+  if (!at::impl::torch_function_mode_enabled()) return false;
+  // Kept for good: nothing may be let go of after Python has ended.
+  static PyObject* const device_mode =
+      pybind11::object(pybind11::module_::import("torch.utils._device").attr("DeviceContext")).release().ptr();
+  for (int64_t i = 0; i < Modes::stack_len(); i++)
+    if (reinterpret_cast<PyObject*>(Py_TYPE(Modes::get_stack_at(i)->ptr(getPyInterpreter()))) != device_mode)
+      return true;
+  return false;
+}
+
+// Whether torch.onnx's older exporter traces the call: it knows stock operators only.
+inline bool is_exporting_onnx() {
+  if (!torch::jit::tracer::isTracing()) return false;
+  return pybind11::module_::import("pytorch_ext.ops.paths").attr("is_exporting_onnx")().cast<bool>();
+}
+
 inline bool in_transform() {
-  return at::impl::torch_function_mode_enabled() ||
+  return in_function_mode() || is_exporting_onnx() ||
          c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
 }
 

@@ -45,6 +45,9 @@ TORCH_LIBRARY(pytorch_ext, m) {
       "binary_cross_entropy_with_logits(Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, int reduction)"
       " -> Tensor");
   m.def(
+      "elementwise_loss_inference(Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, str loss,"
+      " int reduction) -> Tensor");
+  m.def(
       "elementwise_loss_forward(Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, str loss,"
       " int reduction, bool[2] mask) -> (Tensor, Tensor, Tensor)");
   m.def(
@@ -60,6 +63,9 @@ TORCH_LIBRARY(pytorch_ext, m) {
       "label_smoothing)"
       " -> Tensor");
   m.def(
+      "cross_entropy_inference(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index,"
+      " float label_smoothing) -> Tensor");
+  m.def(
       "cross_entropy_forward(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index,"
       " float label_smoothing, bool with_gradient) -> (Tensor, Tensor)");
   m.def(
@@ -73,6 +79,9 @@ TORCH_LIBRARY(pytorch_ext, m) {
   m.def(
       "linear_cross_entropy(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, Tensor? weight,"
       " int reduction, int ignore_index, float label_smoothing, ScalarType? dtype=None) -> Tensor");
+  m.def(
+      "linear_cross_entropy_inference(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias,"
+      " Tensor? weight, int reduction, int ignore_index, float label_smoothing, ScalarType? dtype) -> Tensor");
   m.def(
       "linear_cross_entropy_forward(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias,"
       " Tensor? weight, int reduction, int ignore_index, float label_smoothing, ScalarType? dtype, bool[3] mask)"
@@ -175,6 +184,10 @@ Tensor binary_cross_entropy_with_logits(const Tensor& input, const Tensor& targe
                                         const OptionalTensor& pos_weight, int64_t reduction) {
   CALL(binary_cross_entropy_with_logits, input, target, weight, pos_weight, reduction);
 }
+Tensor elementwise_loss_inference(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                                  const OptionalTensor& pos_weight, std::string_view loss, int64_t reduction) {
+  CALL(elementwise_loss_inference, input, target, weight, pos_weight, loss, reduction);
+}
 std::tuple<Tensor, Tensor, Tensor> elementwise_loss_forward(const Tensor& input, const Tensor& target,
                                                             const OptionalTensor& weight,
                                                             const OptionalTensor& pos_weight, std::string_view loss,
@@ -197,6 +210,10 @@ Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTe
                      int64_t ignore_index, double label_smoothing) {
   CALL(cross_entropy, input, target, weight, reduction, ignore_index, label_smoothing);
 }
+Tensor cross_entropy_inference(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                               int64_t reduction, int64_t ignore_index, double label_smoothing) {
+  CALL(cross_entropy_inference, input, target, weight, reduction, ignore_index, label_smoothing);
+}
 std::tuple<Tensor, Tensor> cross_entropy_forward(const Tensor& input, const Tensor& target,
                                                  const OptionalTensor& weight, int64_t reduction, int64_t ignore_index,
                                                  double label_smoothing, bool with_gradient) {
@@ -217,6 +234,13 @@ Tensor linear_cross_entropy(const Tensor& input, const Tensor& linear_weight, co
                             const OptionalTensor& linear_bias, const OptionalTensor& weight, int64_t reduction,
                             int64_t ignore_index, double label_smoothing, OptionalType dtype) {
   CALL(linear_cross_entropy, input, linear_weight, target, linear_bias, weight, reduction, ignore_index,
+       label_smoothing, dtype);
+}
+Tensor linear_cross_entropy_inference(const Tensor& input, const Tensor& linear_weight, const Tensor& target,
+                                      const OptionalTensor& linear_bias, const OptionalTensor& weight,
+                                      int64_t reduction, int64_t ignore_index, double label_smoothing,
+                                      OptionalType dtype) {
+  CALL(linear_cross_entropy_inference, input, linear_weight, target, linear_bias, weight, reduction, ignore_index,
        label_smoothing, dtype);
 }
 std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_forward(

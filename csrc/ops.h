@@ -14,7 +14,8 @@ using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias, std::string_view activation);
-// The first of linear_forward's two results, where nothing will ask for a gradient.
+// <op>_inference is the first of <op>_forward's results, where nothing will ask for a gradient: whoever runs a graph
+// without Python takes no result that is absent.
 Tensor linear_inference(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                         std::string_view activation);
 std::tuple<Tensor, Tensor> linear_forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
@@ -61,6 +62,8 @@ Tensor binary_cross_entropy(const Tensor& input, const Tensor& target, const Opt
 Tensor binary_cross_entropy_with_logits(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                                         const OptionalTensor& pos_weight, int64_t reduction);
 // `loss` is the name of one of the three above. The forward's gradients are those for a gradient of 1.
+Tensor elementwise_loss_inference(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                                  const OptionalTensor& pos_weight, std::string_view loss, int64_t reduction);
 std::tuple<Tensor, Tensor, Tensor> elementwise_loss_forward(const Tensor& input, const Tensor& target,
                                                             const OptionalTensor& weight,
                                                             const OptionalTensor& pos_weight, std::string_view loss,
@@ -77,6 +80,8 @@ void elementwise_loss_backward_into(const Tensor& grad, const OptionalTensor& di
 // The forward's gradient is the input's for a loss gradient of 1.
 Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
                      int64_t ignore_index, double label_smoothing);
+Tensor cross_entropy_inference(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                               int64_t reduction, int64_t ignore_index, double label_smoothing);
 std::tuple<Tensor, Tensor> cross_entropy_forward(const Tensor& input, const Tensor& target,
                                                  const OptionalTensor& weight, int64_t reduction, int64_t ignore_index,
                                                  double label_smoothing, bool with_gradient);
@@ -94,6 +99,10 @@ void cross_entropy_backward_into(const Tensor& grad, const Tensor& dinput, const
 Tensor linear_cross_entropy(const Tensor& input, const Tensor& linear_weight, const Tensor& target,
                             const OptionalTensor& linear_bias, const OptionalTensor& weight, int64_t reduction,
                             int64_t ignore_index, double label_smoothing, OptionalType dtype);
+Tensor linear_cross_entropy_inference(const Tensor& input, const Tensor& linear_weight, const Tensor& target,
+                                      const OptionalTensor& linear_bias, const OptionalTensor& weight,
+                                      int64_t reduction, int64_t ignore_index, double label_smoothing,
+                                      OptionalType dtype);
 std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_forward(
     const Tensor& input, const Tensor& linear_weight, const Tensor& target, const OptionalTensor& linear_bias,
     const OptionalTensor& weight, int64_t reduction, int64_t ignore_index, double label_smoothing, OptionalType dtype,

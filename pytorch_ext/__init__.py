@@ -6,7 +6,7 @@ Replace ``torch.nn`` by ``pytorch_ext.nn``, ``torch.optim`` by ``pytorch_ext.opt
 
 import torch  # noqa: F401  (before the native library, which is linked against it)
 
-from . import compilation, functional, nn, optim, triton_operators  # noqa: F401  (the last registers operators)
+from . import compilation, flops, functional, nn, optim, triton_operators  # noqa: F401  (the last registers operators)
 from .backends import available_backends, backend
 from .conversion import convert, revert
 from .explanation import explain
@@ -16,6 +16,7 @@ from .verification import verify
 from .version import __version__
 
 compilation.make_known()
+flops.make_known()
 
 __all__ = [
     "TrainStep",

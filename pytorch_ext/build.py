@@ -5,6 +5,7 @@ rest of the package, before a build is certain.
 """
 
 import contextlib
+import hashlib
 import importlib.util
 import json
 import os
@@ -42,6 +43,10 @@ CUDA_ARCHITECTURES = ("80", "90a", "100")
 CUDA_LIBRARIES = ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
 
 
+# What Python sees of the library: the operators' schemas and the functions of the module.
+INTERFACE = ("ops.cpp", "module.cpp", "launch/functions.cpp", "launch/optimizers.cpp", "train/train_step.cpp")
+
+
 class BuildError(RuntimeError):
     """The native part cannot be built here; the message says why."""
 
@@ -57,6 +62,14 @@ def source_folder() -> Path:
         if (folder / "ops.cpp").is_file():
             return folder
     raise BuildError(f"the C++ sources are missing: there is no csrc/ops.cpp in {PACKAGE} or beside it")
+
+
+def interface() -> str:
+    """A hash of the sources that say what Python sees of the library."""
+    csrc, found = source_folder(), hashlib.sha256()
+    for name in INTERFACE:
+        found.update((csrc / name).read_bytes())
+    return found.hexdigest()
 
 
 def torch_sources(csrc: Path) -> list:
@@ -261,6 +274,7 @@ def write_record(folder: Path, with_cuda):
         "torch": torch.__version__,
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         "compiler": version.stdout.partition("\n")[0],
+        "interface": interface(),
         "instruction_sets": list(instruction_sets()),
         "cuda": with_cuda,
     }

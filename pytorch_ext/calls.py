@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from . import functional, fusion
 from .attention import multi_head_attention_forward
 from .nn import is_fusable
+from .ops.paths import PLAIN, TRACED
 
 
 def softmax(input, dim, dtype=None):
@@ -49,6 +50,10 @@ TENSOR_METHODS = {
 }
 
 
+# These take everything that torch's do, whatever stands in ``**keywords``.
+WHOLE = {getattr(F, name) for name in functional.__all__ if hasattr(F, name)}
+
+
 def takes(twin, positional, keywords):
     """Whether this package's function has such arguments; a call with ``out=`` stays torch's."""
     if "out" in keywords:
@@ -65,9 +70,12 @@ def ours(function):
     return TWINS.get(function, function) if type(function) in fusion.FUNCTION_TYPES else function
 
 
+TENSORS = (*PLAIN, *TRACED)
+
+
 def method(tensor, name):
     """``tensor.<name>`` with this package's kernel."""
-    if type(tensor) in (torch.Tensor, torch.nn.Parameter):
+    if type(tensor) in TENSORS:
         return functools.partial(TENSOR_METHODS[name], tensor)
     return getattr(tensor, name)
 

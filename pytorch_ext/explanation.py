@@ -9,11 +9,12 @@ from torch.utils._pytree import tree_leaves
 
 from . import native
 from .backends import choice
-from .ops.checks import expect
+from .ops.checks import expect, is_autocast
 from .ops.paths import KERNEL_DTYPES, products_are_ieee
-from .recording import arguments_of, now, recorded
+from .recording import now, recorded, returned
 from .report import Report
 from .reproducibility import MOVES
+from .triton_coverage import in_transform
 from .triton_path import is_interpreted
 
 OURS = ("pytorch_ext", "pytorch_ext_triton")  # namespaces of operators
@@ -55,11 +56,13 @@ class Explanation(Report):
 def explain(model, batch, *, backward=True):
     """Run ``model(batch)`` once, and its backward pass where something requires a gradient, and tell every operation.
 
-    batch: a tensor, a tuple of arguments or a dict of named ones. Works on a copy. Operations that only make or move
+    batch: a tensor, a tuple of arguments or a mapping of named ones. Works on a copy. Operations that only make or move
     tensors are left out. Times are of single calls with their overhead, after one run to warm up. Returns an
     :class:`Explanation`; raises TypeError for anything but a module.
     """
     expect(isinstance(model, torch.nn.Module), "explain", "a torch.nn.Module", type(model).__name__, TypeError)
+    scripted = isinstance(model, torch.jit.ScriptModule)
+    expect(not scripted, "explain", "a module of Python code", type(model).__name__, TypeError)
     model = copy.deepcopy(model)
     state = torch.get_rng_state()
     for _ in range(2):  # the first warms up: under a dispatch mode torch imports its compiler, which takes seconds
@@ -72,8 +75,7 @@ def explain(model, batch, *, backward=True):
 
 
 def run(model, batch, backward):
-    args, kwargs = arguments_of(batch)
-    outputs = [t for t in tree_leaves(model(*args, **kwargs)) if isinstance(t, torch.Tensor) and t.requires_grad]
+    outputs = [t for t in returned(model, batch) if t.requires_grad]
     if backward and outputs:
         torch.autograd.backward(outputs, [torch.ones_like(t) for t in outputs])
 
@@ -167,7 +169,7 @@ def taken(op, tensors, output):
 
 def contract(tensor):
     """What holds for a call that a kernel has taken."""
-    if tensor.dtype == torch.float32 and not torch.is_autocast_enabled(tensor.device.type):
+    if tensor.dtype == torch.float32 and not is_autocast(tensor):
         return "float32: bits as on every device"
     return "a kernel, outside the contract of float32"
 
@@ -183,7 +185,7 @@ def refusal(call):
     special = next((t for t in tensors if type(t) not in (torch.Tensor, torch.nn.Parameter)), None)
     if special is not None:
         return f"a tensor subclass: {type(special).__name__}"
-    if torch._C._functorch.peek_interpreter_stack() is not None or torch._C._len_torch_function_stack():
+    if in_transform():
         return "inside a functional transform or a function mode"
     if first.dtype not in KERNEL_DTYPES:
         return f"no kernel for {str(first.dtype).removeprefix('torch.')}"

@@ -6,8 +6,9 @@ import types
 import torch
 
 from . import calls, fusion
+from .names import Names
 from .recompile import Refused, definition, names_in
-from .rewrite import Exchange, Names
+from .rewrite import Exchange, is_attention_table
 
 # torch's own classes whose methods are looked into.
 TORCH_CLASSES = (torch.nn.TransformerEncoderLayer, torch.nn.TransformerDecoderLayer)
@@ -45,9 +46,9 @@ def may_call_ours(function, module):
 
 
 def is_ours(value):
-    """Whether a kernel of this package does what a function or an activation module does."""
+    """Whether a kernel of this package does what a function or an activation module does, or functions of a table."""
     known = type(value) in fusion.FUNCTION_TYPES and (value in calls.TWINS or value in fusion.FUNCTIONS)
-    return known or type(value) in fusion.MODULES
+    return known or type(value) in fusion.MODULES or is_attention_table(value)
 
 
 def has_matrix_product(code):

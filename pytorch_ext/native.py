@@ -1,5 +1,6 @@
 """The compiled part of the package: `library` is the module, or None with a `reason` and a `cure`."""
 
+import contextlib
 import importlib
 import json
 import os
@@ -10,9 +11,10 @@ from pathlib import Path
 import torch
 from packaging.version import InvalidVersion, Version
 
+from . import build
 from .version import __version__
 
-BUILD = "python -m pytorch_ext build"
+BUILD = build.CURE
 FOLDER = Path(__file__).resolve().parent
 
 
@@ -33,6 +35,9 @@ def misfit(record: dict):
         return f"it was built with torch {record.get('torch')}, this is torch {torch.__version__}"
     if record.get("python") != python:
         return f"it was built for Python {record.get('python')}, this is Python {python}"
+    with contextlib.suppress(OSError, build.BuildError):  # without sources nothing can have changed
+        if record.get("interface") != build.interface():
+            return "it was built from other C++ sources than those that lie here now"
     return None
 
 

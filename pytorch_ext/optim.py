@@ -2,7 +2,7 @@
 
 import torch
 from torch.optim import *  # noqa: F403
-from torch.optim import Optimizer, optimizer
+from torch.optim import Optimizer
 
 from . import native
 from .backends import choice
@@ -24,7 +24,7 @@ class OneCallStep:
 
     def step(self, closure=None):
         """Perform one step; ``closure`` re-evaluates the model and returns the loss."""
-        if not is_observed(self):
+        if not is_dynamo_compiling() and not is_observed(self):
             return plain_step(self, closure)
         return observed_step(self) if closure is None else observed_step(self, closure)
 
@@ -42,17 +42,8 @@ class OneCallStep:
 
 
 is_profiled = torch._C._autograd._profiler_enabled
-
-
-def is_observed(self):
-    """Whether a hook or the profiler wants to see the step."""
-    return (
-        self._optimizer_step_pre_hooks
-        or self._optimizer_step_post_hooks
-        or optimizer._global_optimizer_pre_hooks
-        or optimizer._global_optimizer_post_hooks
-        or is_profiled()
-    )
+# Whether a hook or the profiler wants to see the step; without the native library every step takes the wrapped way.
+is_observed = native.library.is_optimizer_observed if native.library is not None else lambda optimizer: True
 
 
 def plain_step(self, closure=None):

@@ -11,6 +11,7 @@ import ast
 import copy
 import functools
 import inspect
+import linecache
 import sys
 import types
 
@@ -27,7 +28,7 @@ class Refused(Exception):
 
 
 def definition(function, owner):
-    """The syntax tree of a method of a class named ``owner``, proved to be that of its code."""
+    """The syntax tree of a method of a class named ``owner``, or of a function; proved to be that of its code."""
     tree, why = definition_or_reason(function, owner)
     if why is not None:
         raise Refused(why)
@@ -48,8 +49,7 @@ def proved_definition(function, owner):
         raise Refused("a decorator wraps it")
     try:
         lines, first = inspect.getsourcelines(function)
-        # Inside a class, for the sake of names like self.__x and of super().
-        head = f"class {owner}:\n" if lines[0][:1].isspace() else ""
+        head = "if True:\n" if lines[0][:1].isspace() else ""
         tree = ast.parse(head + "".join(lines))
     except (OSError, SyntaxError, TypeError, IndexError) as error:
         raise Refused(f"its source is not available ({type(error).__name__})") from None
@@ -57,24 +57,66 @@ def proved_definition(function, owner):
     found = tree.body[0].body[0] if head else tree.body[0]
     if not isinstance(found, ast.FunctionDef) or found.name != function.__name__:
         raise Refused("its source is no plain function definition")
-    if not same_code(compiled(found, function, owner), function.__code__):
+    guesses = imported_by_value, imported_in_file  # the second takes long in a large file
+    if not any(same_code(compiled(found, function, owner, guess), function.__code__) for guess in guesses):
         raise Refused("its source does not compile to the code that runs (a decorator, an edited file)")
     return found
 
 
-def compiled(tree, function, owner):
+def imported_by_value(function):
+    """The global names a function uses that its module has imported, as far as their values tell."""
+    for name in names_in(function.__code__):
+        value = function.__globals__.get(name)
+        elsewhere = getattr(value, "__module__", None) not in (None, function.__module__)
+        if isinstance(value, types.ModuleType) or elsewhere:
+            yield name
+
+
+def imported_in_file(function):
+    """Those that its file imports by their names; what ``from x import *`` brings is none of them to the compiler."""
+    return imports_of(function.__code__.co_filename) & names_in(function.__code__)
+
+
+@functools.lru_cache(maxsize=256)
+def imports_of(file):
+    lines = linecache.getlines(file)
+    try:
+        waiting, names = [ast.parse("".join(outside_of_definitions(lines)))], set()
+    except SyntaxError:  # a string over several lines that looks like a definition
+        waiting, names = [ast.parse("".join(lines))], set()
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            waiting += ast.iter_child_nodes(node)
+    return names - {"*"}
+
+
+def outside_of_definitions(lines):
+    """The lines of a file without its functions and classes, which take long to parse."""
+    inside = False
+    for line in lines:
+        if line[:1] not in " \t\n#)]}":
+            inside = line.startswith(("def ", "class ", "async ", "@"))
+        if not inside:
+            yield line
+
+
+def compiled(tree, function, owner, imported=imported_by_value):
     """The code object of a definition, with the free variables of ``function``."""
     tree = copy.copy(tree)
     tree.decorator_list = []
     free = [name for name in function.__code__.co_freevars if name != "__class__"]
     body = tree
+    # Inside a class, for the sake of names like self.__x and of super().
     if function.__qualname__.split(".")[-2:-1] == [owner] or "__class__" in function.__code__.co_freevars:
         body = ast.parse(f"class {owner}: pass").body[0]
         body.body = [tree]
     around = ast.parse(f"def around({', '.join([HELPERS, *free])}): pass")
     around.body[0].body = [body]
     # The compiler calls an attribute of an imported name by other instructions than a method.
-    around.body += [ast.parse(f"import {name}").body[0] for name in imported_names(function)]
+    around.body += [ast.parse(f"import {name}").body[0] for name in imported(function)]
     code = compile(
         ast.fix_missing_locations(around),
         function.__code__.co_filename,
@@ -87,15 +129,6 @@ def compiled(tree, function, owner):
         if code is None:
             raise Refused("its source has another shape than expected")
     return code
-
-
-def imported_names(function):
-    """The global names a function uses that its module has imported, as far as their values tell."""
-    for name in names_in(function.__code__):
-        value = function.__globals__.get(name)
-        elsewhere = getattr(value, "__module__", None) not in (None, function.__module__)
-        if isinstance(value, types.ModuleType) or elsewhere:
-            yield name
 
 
 def names_in(code):

@@ -1,16 +1,20 @@
 """What the kernels are asked while a model runs: every call, its arguments and the layer it belongs to."""
 
+import collections.abc
 import contextlib
+import dataclasses
+import inspect
 import time
 from dataclasses import dataclass, field
 
 import torch
+from torch.utils._pytree import tree_leaves, tree_map
 
 from . import fusion
 from .backends import choice
 
-# Hooks on these would keep a product and its activation apart.
-UNHOOKED = (torch.nn.Linear, *fusion.MODULES)
+# Hooks on these would keep a product and its activation apart, or are not taken.
+UNHOOKED = (torch.nn.Linear, *fusion.MODULES, torch.jit.ScriptModule)
 
 
 @dataclass
@@ -113,8 +117,41 @@ def recorded(model):
             choice.kernels = before
 
 
-def arguments_of(batch):
-    """(positional, keyword) arguments that a batch means: one tensor, a tuple of arguments or a dict of named ones."""
-    if isinstance(batch, dict):
-        return (), batch
+def arguments_of(model, batch):
+    """(positional, keyword) arguments that a batch means: one tensor, a tuple of arguments or a mapping of named ones;
+    a mapping that has none of the model's names is the one argument."""
+    if isinstance(batch, collections.abc.Mapping):
+        return ((), dict(batch)) if takes_names(model, batch) else ((batch,), {})
     return (tuple(batch) if isinstance(batch, tuple | list) else (batch,)), {}
+
+
+def takes_names(model, batch):
+    try:
+        inspect.signature(model.forward).bind(**batch)
+    except TypeError:
+        return False
+    except ValueError:  # no signature is known
+        pass
+    return True
+
+
+def returned(model, batch, change=lambda t: t):
+    """The tensors that ``model`` returns for ``batch``, each tensor of which is changed first and is one that the
+    caller does not hold: his get no gradient."""
+
+    def own(t):
+        return change(t.detach()).requires_grad_(t.requires_grad) if isinstance(t, torch.Tensor) else t
+
+    args, kwargs = arguments_of(model, batch)
+    return [t for t in leaves_of(model(*tree_map(own, args), **tree_map(own, kwargs))) if isinstance(t, torch.Tensor)]
+
+
+def leaves_of(value):
+    """The leaves of a result, in dataclasses and mappings of any class too."""
+    for leaf in tree_leaves(value):
+        if dataclasses.is_dataclass(leaf):
+            yield from leaves_of([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
+        elif isinstance(leaf, collections.abc.Mapping):
+            yield from leaves_of(list(leaf.values()))
+        else:
+            yield leaf

@@ -6,18 +6,19 @@ decides.
 """
 
 import ast
-import builtins
+import contextlib
 import copy
+import functools
 import linecache
 import types
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from . import calls, fusion, nn
-from .recompile import HELPERS
-
-UNKNOWN = object()
+from .names import UNKNOWN, Names
+from .recompile import HELPERS, Refused, definition, function_from
 
 
 @dataclass(frozen=True)
@@ -40,46 +41,6 @@ class Place:
         lines[-1], lines[0] = lines[-1][:end], lines[0][column:] if first < last else lines[0][:end][column:]
         text = " ".join(line.decode(errors="replace").strip() for line in lines)
         return f"line {first}: {text}"
-
-
-class Names:
-    """What the expressions of a method mean for one object, as far as that is known without running anything."""
-
-    def __init__(self, function, module):
-        self.function, self.module = function, module
-        code = function.__code__
-        self.self_name = code.co_varnames[0] if code.co_argcount else None
-        self.local = {*code.co_varnames, *code.co_cellvars}
-        cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
-        self.outer = {name: cell.cell_contents for name, cell in cells if cell != types.CellType()}
-
-    def value(self, node):
-        if isinstance(node, ast.Name):
-            return self.of_name(node.id)
-        if isinstance(node, ast.Attribute):
-            return self.of_attribute(self.value(node.value), node.attr)
-        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
-            return self.of_item(self.value(node.value), node.slice.value)
-        return UNKNOWN
-
-    def of_name(self, name):
-        if name == self.self_name:
-            return self.module
-        if name in self.local:
-            return UNKNOWN
-        return self.outer.get(name, self.function.__globals__.get(name, vars(builtins).get(name, UNKNOWN)))
-
-    @staticmethod
-    def of_attribute(base, name):
-        if isinstance(base, torch.nn.Module):
-            return base.__dict__.get(name, base._modules.get(name, UNKNOWN))
-        return vars(base).get(name, UNKNOWN) if isinstance(base, types.ModuleType) else UNKNOWN
-
-    @staticmethod
-    def of_item(base, index):
-        if type(base) in (torch.nn.ModuleList, torch.nn.Sequential, nn.Sequential) and isinstance(index, int):
-            return base[index] if -len(base) <= index < len(base) else UNKNOWN
-        return base._modules.get(index, UNKNOWN) if type(base) is torch.nn.ModuleDict else UNKNOWN
 
 
 class Exchange(ast.NodeTransformer):
@@ -120,30 +81,53 @@ class Exchange(ast.NodeTransformer):
         return getattr(type(module), "forward", None) in (torch.nn.Linear.forward, nn.Linear.forward), module
 
     def is_activation(self, node, keywords):
-        """Whether the expression is an activation, called with such keywords."""
+        """Whether the expression is an activation, called with such keywords; None where only the call knows."""
         if not all(keyword.arg and isinstance(keyword.value, ast.Constant) for keyword in keywords):
             return False
         if self.wanted is not None:
             return True
         value = self.names.value(node)
+        if value is UNKNOWN and isinstance(node, ast.Name | ast.Subscript):  # an element of a ModuleDict, say
+            return None
         return type(value) in fusion.MODULES or (type(value) in fusion.FUNCTION_TYPES and value in fusion.FUNCTIONS)
 
     def activation_of(self, node):
         """(activation or method name, argument, keywords) of ``relu(argument)`` or ``argument.relu()``; else None."""
         if not isinstance(node, ast.Call):
             return None
-        if len(node.args) == 1 and self.is_activation(node.func, node.keywords):
-            return node.func, node.args[0], node.keywords
+        keywords = [*node.keywords, *self.inplace_of(node)]
+        if len(node.args) == 1 + len(keywords) - len(node.keywords):
+            if self.is_activation(node.func, keywords) is not False:
+                return node.func, node.args[0], keywords
         by_method = isinstance(node.func, ast.Attribute) and node.func.attr in fusion.METHODS
         if by_method and not node.args and not node.keywords:
             return ast.Constant(node.func.attr), node.func.value, []
         return None
 
+    @functools.cached_property
+    def holds_both(self):
+        """Whether there are lists of Linears and of activations, so that a call of unknown ones may be of theirs."""
+        lists = (torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Sequential, nn.Sequential)
+        children = getattr(self.names.module, "_modules", {}).values()
+        held = [child for child in children if type(child) in lists]
+        classes = {type(module) for child in held for module in child._modules.values()}
+        return bool(classes & {torch.nn.Linear, nn.Linear}) and bool(classes & fusion.MODULES.keys())
+
+    def inplace_of(self, node):
+        """The second argument of ``F.relu(x, True)`` as a keyword."""
+        if len(node.args) != 2 or not isinstance(node.args[1], ast.Constant):
+            return []
+        value = self.value(node.func, F.relu)
+        known = type(value) in fusion.FUNCTION_TYPES and value in (F.relu, F.silu)
+        return [ast.keyword("inplace", node.args[1])] if known else []
+
     def fused(self, node, product):
         """``node``, an activation of ``product``, as one call; None where it is not to be."""
         activation, _, keywords = self.activation_of(node)
-        certain, linear = self.calls_linear(product)
-        if not certain or not self.take(node, "activation", linear):
+        possible, linear = self.calls_linear(product)
+        if not isinstance(activation, ast.Constant) and self.is_activation(activation, keywords) is None:
+            possible, linear = linear is not None or self.holds_both, None
+        if not possible or not self.take(node, "activation", linear):
             return None
         name = "activate_by_method" if isinstance(activation, ast.Constant) else "activate"
         return helper(name, node, [activation, product.func, product.args[0]], keywords)
@@ -157,15 +141,24 @@ class Exchange(ast.NodeTransformer):
             if exchanged is not None:
                 return self.generic_visit(exchanged)
         node = self.generic_visit(node)
-        if any(isinstance(a, ast.Starred) for a in node.args) or not all(k.arg for k in node.keywords):
+        if any(isinstance(a, ast.Starred) for a in node.args):
             return node
-        return self.twin(node)
+        asks = isinstance(node.func, ast.Attribute) and node.func.attr == "get_interface"
+        return self.from_table(node, node.func.value, node.args[1:]) if asks else self.twin(node)
+
+    def visit_Subscript(self, node):
+        node = self.generic_visit(node)
+        return self.from_table(node, node.value, []) if isinstance(node.ctx, ast.Load) else node
 
     def twin(self, node):
         """This package's function for torch's."""
-        keywords = [k.arg for k in node.keywords]
+        keywords = [k.arg for k in node.keywords if k.arg]
         value = self.value(node.func, None)
         twin = calls.TWINS.get(value) if type(value) in fusion.FUNCTION_TYPES else None
+        if len(keywords) < len(node.keywords):  # **others
+            twin = twin if value in calls.WHOLE else None
+            if twin is None and self.wanted is None:
+                return node
         if self.wanted is not None or (twin is not None and calls.takes(twin, len(node.args), keywords)):
             if self.take(node, "function"):
                 node.func = helper("ours", node.func, [node.func])
@@ -176,6 +169,15 @@ class Exchange(ast.NodeTransformer):
             if of_tensor and unknown and self.take(node, "method"):
                 node.func = helper("method", node.func, [node.func.value, ast.Constant(node.func.attr)])
         return node
+
+    def from_table(self, node, table, otherwise):
+        """What ``node`` takes from transformers' table of attention functions, with this package's kernels."""
+        table = self.names.value(table)
+        if not is_attention_table(table) or not self.take(node, "attention"):
+            return node
+        for function in (*table.values(), *map(self.names.value, otherwise)):
+            learn(function)
+        return helper("ours", node, [node])
 
     def visit_BinOp(self, node):
         taken = isinstance(node.op, ast.MatMult) and self.take(node, "function")
@@ -242,6 +244,30 @@ class Exchange(ast.NodeTransformer):
         self.names_are_plain = not handlers and not {"locals", "vars", "eval", "exec", "dir"} & self.loads.keys()
         self.root = copy.deepcopy(tree)
         return self.visit(self.root)
+
+
+def is_attention_table(value):
+    """Whether it is the table from which transformers' layers take their attention function, by its name."""
+    cls = type(value)
+    return cls.__name__ == "AttentionInterface" and cls.__module__.partition(".")[0] == "transformers"
+
+
+def learn(function):
+    """Let this package's function for a plain one be the same, with its calls exchanged."""
+    if isinstance(function, types.FunctionType) and function not in calls.TWINS:
+        changed = with_exchanged_calls(function)
+        if changed is not function:
+            calls.TWINS[function] = changed
+
+
+@functools.cache
+def with_exchanged_calls(function):
+    with contextlib.suppress(Refused):
+        exchange = Exchange(function, UNKNOWN)
+        tree = exchange.run(definition(function, None))
+        if exchange.places:
+            return function_from(tree, function, None, calls)
+    return function
 
 
 def helper(name, at, arguments, keywords=()):

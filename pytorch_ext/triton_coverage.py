@@ -2,7 +2,7 @@
 
 import torch
 
-from .ops.paths import KERNEL_DTYPES, TRACED
+from .ops.paths import KERNEL_DTYPES, TRACED, in_function_mode, is_exporting_onnx
 from .triton_path import PLAIN, kernels
 
 _KEYS = ("CPU", "CUDA", "ADInplaceOrView", "AutogradCPU", "AutogradCUDA", "AutocastCPU", "AutocastCUDA")
@@ -30,8 +30,10 @@ def is_ordinary(t):
 
 
 def in_transform():
-    """Whether a function mode or a functional transform decides what a call means."""
-    return torch._C._len_torch_function_stack() > 0 or torch._C._functorch.peek_interpreter_stack() is not None
+    """Whether a function mode, a functional transform or an exporter decides what a call means."""
+    if torch._C._is_tracing() and is_exporting_onnx():
+        return True
+    return in_function_mode() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def covers(*tensors, optional=()):

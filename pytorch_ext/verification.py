@@ -4,7 +4,6 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
 
 from . import functional
 from .accuracy import PRODUCT_TERMS, SUM_TERMS, allowed_error
@@ -13,7 +12,7 @@ from .conversion import convert
 from .ops import losses
 from .ops.activation import activation
 from .ops.checks import expect
-from .recording import arguments_of, recorded
+from .recording import recorded, returned
 from .report import Report
 
 # The public function behind a kernel's call.
@@ -78,20 +77,26 @@ class VerificationReport(Report):
 def verify(model, batch):
     """Compare every kernel that ``model(batch)`` runs with float64, beside stock's own error, output and gradients.
 
-    batch: a tensor, a tuple of arguments or a dict of named ones. Works on a copy, which is converted first unless the
-    model is this package's already; Dropout modules do not drop there. Returns a :class:`VerificationReport`, with rows
-    in the order of the calls. Raises TypeError for anything but a module, ValueError where two runs differ.
+    batch: a tensor, a tuple of arguments or a mapping of named ones. Works on a copy, which is converted first unless
+    the model is this package's already; Dropout modules do not drop there. Returns a :class:`VerificationReport`, with
+    rows in the order of the calls. Raises TypeError for anything but a module, ValueError where two runs differ.
     """
     expect(isinstance(model, torch.nn.Module), "verify", "a torch.nn.Module", type(model).__name__, TypeError)
     ours = without_dropout(copy.deepcopy(model))
     convert(ours)
+    expect(
+        not any(p.is_meta for p in ours.parameters()), "verify", "a model with values", "parameters on meta", ValueError
+    )
     seeds = {}
+    if any(map(torch.nn.parameter.is_lazy, ours.parameters())):
+        run(ours, batch, {}, seed=0)  # each copy would have parameters of its own
     first = copy.deepcopy(ours)
     with recorded(first) as recorder:
         results = run(first, batch, seeds, seed=0)
     again = run(copy.deepcopy(ours), batch, seeds, seed=1)
     same = all(torch.allclose(value, again[name], equal_nan=True) for name, value in results.items())
-    expect(same, "verify", "a model without random numbers", "results that differ between two runs", ValueError)
+    random = "results that differ between two runs (in eval() models usually have none)"
+    expect(same, "verify", "a model without random numbers", random, ValueError)
     rows = [row for call in recorder.calls if call.result is not None for row in rows_of(call)]
     return VerificationReport(rows + rows_of_model(ours, batch, seeds, results))
 
@@ -105,11 +110,10 @@ def without_dropout(model):
     return model
 
 
-def run(model, batch, seeds, seed):
+def run(model, batch, seeds, seed, change=lambda t: t):
     """Output and gradients by name; ``seeds`` keeps the output gradients, which every run shares."""
-    args, kwargs = arguments_of(batch)
     torch.manual_seed(seed)
-    outputs = [t for t in tree_leaves(model(*args, **kwargs)) if is_float(t)]
+    outputs = [t for t in returned(model, batch, change) if is_float(t)]
     results = {f"output {i}" if len(outputs) > 1 else "output": t.detach() for i, t in enumerate(outputs)}
     wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
     sources = [t for t in outputs if t.requires_grad]
@@ -138,7 +142,7 @@ def rows_of_model(model, batch, seeds, results):
 
     with backend("stock"):
         stock = run(copy.deepcopy(model), batch, seeds, seed=0)
-        exact = run(copy.deepcopy(model).double(), tree_map(double, batch), seeds, seed=0)
+        exact = run(copy.deepcopy(model).double(), batch, seeds, seed=0, change=double)
     pairs = [(name, value, stock[name], exact[name].double()) for name, value in results.items()]
     return [
         Row("", "whole model", name, short(ours.dtype), worst(ours, reference), worst(theirs, reference))

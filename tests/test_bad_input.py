@@ -54,6 +54,33 @@ def test_an_argument_that_is_no_tensor_is_named(path, op, name):
         refuse(op, arguments_of(op) | {name: value}, TypeError, f"{name} to be a Tensor, got {type(value).__name__}$")
 
 
+def test_a_mask_that_is_no_tensor_is_named():
+    x = torch.ones(2, 3)
+    refuse(
+        "scaled_dot_product_attention",
+        {"query": x, "key": x, "value": x, "attn_mask": [[True]]},
+        TypeError,
+        "attn_mask to be a Tensor, got list$",
+    )
+
+
+@needs_native
+def test_operators_refuse_tensors_of_several_devices_before_they_run_too():
+    """A graph of them is traced with tensors that have no values."""
+    x, w, ops = torch.ones(2, 3), torch.ones(3, 3), torch.ops.pytorch_ext
+    for call in (
+        lambda a, b: ops.linear(a, b, None, "none"),
+        ops.matmul,
+        lambda a, b: ops.mse_loss(a, torch.empty_like(a, device=b.device), None, 1),
+        lambda a, b: ops.scaled_dot_product_attention(a, b, b, None, False, None),
+    ):
+        for tensors in ((x.to("meta"), w), (x, w.to("meta"))):
+            with pytest.raises(RuntimeError, match=r": expected tensors on (cpu, got meta|meta, got cpu)"):
+                call(*tensors)
+        assert call(x.to("meta"), w.to("meta")).is_meta
+    assert ops.dropout(x.to("meta"), 0.5, torch.tensor(3)).is_meta  # the key is a number of the CPU
+
+
 @pytest.mark.parametrize(("op", "name"), [pair for pair in EVERY_ARGUMENT if pair not in OPTIONAL])
 def test_none_for_a_tensor_is_named(path, op, name):
     refuse(op, arguments_of(op) | {name: None}, TypeError, f"{name} to be a Tensor, got NoneType$")

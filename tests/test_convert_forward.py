@@ -82,6 +82,38 @@ class DefaultArgument(Base):
         return f(self.relu(self.fc(x)))
 
 
+class PositionalInPlace(Base):
+    def forward(self, x):
+        return F.relu(self.fc(x), True)
+
+
+class FromADict(Base):
+    def __init__(self):
+        super().__init__()
+        self.activations, self.chosen = nn.ModuleDict({"gelu": nn.GELU(), "silu": nn.SiLU()}), "silu"
+
+    def forward(self, x):
+        return self.activations[self.chosen](self.fc(x))
+
+
+class Pairs(Base):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([self.fc, nn.Linear(4, 4)])
+        self.activations = nn.ModuleList([nn.Tanh(), nn.Sigmoid()])
+
+    def forward(self, x):
+        for layer, activation in zip(self.layers, self.activations, strict=True):
+            x = activation(layer(x))
+        return x
+
+
+class ALocalChoice(Base):
+    def forward(self, x):
+        activation = F.relu if self.training else torch.tanh
+        return activation(self.fc(x))
+
+
 class ReadLater(Base):
     def forward(self, x):
         h = self.fc(x)
@@ -158,7 +190,8 @@ class Reassigned(Base):
 
 
 JOINED = [Nested, Method, InPlace, TwoStatements, SameName, Helper, InLambda, Inherited, FromElsewhere, Comprehension]
-JOINED += [DefaultArgument]
+JOINED += [DefaultArgument, PositionalInPlace]
+KNOWN_WHEN_CALLED = [FromADict, Pairs, ALocalChoice]  # which activation it is
 APART = [ReadLater, ChangedLater, ReadInAFunction, ReadByLocals, ReadInAHandler, InnerFunction, TwoArguments]
 APART += [NotAnActivation, Between, Reassigned]
 
@@ -176,14 +209,15 @@ def activations(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("cls", [*JOINED, *APART], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", [*JOINED, *KNOWN_WHEN_CALLED, *APART], ids=lambda cls: cls.__name__)
 def test_the_function_stays_and_what_may_be_joined_is(cls, activations):
     model, x = cls(), torch.randn(3, 4)
     expected = model(x)
     report = pytorch_ext.convert(model)
     torch.testing.assert_close(model(x), expected)
-    assert all(activations) == (cls in JOINED) and activations
+    assert all(activations) == (cls not in APART) and activations
     assert (report.paths("fused") == ["fc"]) == (cls in JOINED)
+    assert (report.paths("rewritten") == [""]) == (cls in [*KNOWN_WHEN_CALLED, Reassigned])
     pytorch_ext.revert(model)
     assert type(model) is cls and torch.equal(model(x), expected)
 
@@ -269,6 +303,17 @@ def test_future_imports_and_aliases_are_understood(tmp_path):
     model = load(path).Net()
     assert pytorch_ext.convert(model).paths("fused") == ["fc"]
     assert model.forward.__annotations__ == {"x": "Unknown", "return": "Unknown"}
+
+
+def test_names_that_a_star_brings_are_understood(tmp_path, monkeypatch):
+    (tmp_path / "brought.py").write_text("import torch\nfrom torch import nn\nfrom torch.nn import functional as F\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for head in ("from brought import *\n", "import torch\nfrom brought import *\n"):
+        path = tmp_path / f"with_star_{len(head)}.py"
+        body = SOURCE.partition("\n\n\n")[2].replace("x: Unknown) -> Unknown", "x)")
+        path.write_text(head + body.replace("smooth(self.fc(x))", "F.gelu(self.fc(torch.tanh(x)))"))
+        model = load(path).Net()
+        assert pytorch_ext.convert(model).paths("fused") == ["fc"]
 
 
 def test_a_file_edited_since_its_import_is_not_believed(tmp_path, activations):

@@ -1,5 +1,6 @@
 """A converted model under torch's transforms, autocast, export, checkpointing, tracing and threads."""
 
+import contextlib
 import copy
 import threading
 import warnings
@@ -8,10 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import assert_same_bits
+from conftest import needs_native
 from converted import MODELS, made, output_of
 from torch import nn
 from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
+from torch.utils.flop_counter import FlopCounterMode
 
 import pytorch_ext
 from pytorch_ext import native, optim
@@ -113,6 +116,28 @@ def test_a_grad_scaler_skips_a_step_that_overflowed_and_takes_the_others(optimiz
         assert_same_bits(p, q)  # the scale is a power of two
 
 
+@needs_native
+@pytest.mark.parametrize("way", ["set_default_device", "with", "both"])
+def test_a_default_device_leaves_the_kernels_their_work(way):
+    """It is a function mode of torch's, about new tensors; other modes do decide what a call means."""
+    model, _, arguments = pair("written")
+    expected = model(*arguments)
+    try:
+        if way != "with":
+            torch.set_default_device("cpu")
+        with torch.device("cpu") if way != "set_default_device" else contextlib.nullcontext():
+            assert_same_bits(model(*arguments), expected)
+            explained = pytorch_ext.explain(model, arguments)
+            with pytest.raises(RuntimeError, match="^linear: expected"):
+                pytorch_ext.functional.linear(torch.ones(2, 3), torch.ones(2, 2))
+            with torch.overrides.BaseTorchFunctionMode():
+                watched = pytorch_ext.explain(model, arguments, backward=False)
+    finally:
+        torch.set_default_device(None)
+    assert "linear, relu" in [row.op for row in explained if row.path == "native-cpu"]
+    assert {row.path for row in watched} == {"stock"}
+
+
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("name", ["sequential", "written", "attention"])
 def test_export_gives_the_same_function_for_every_batch_size(name, strict):
@@ -136,6 +161,43 @@ def test_an_exported_program_has_our_operators_and_onnx_gets_torch_s(monkeypatch
     monkeypatch.setattr(_flags, "_is_onnx_exporting", True)
     torch._dynamo.reset()
     assert targets() == ["aten.linear.default", "aten.relu.default", "aten.linear.default", "aten.gelu.default"]
+
+
+def operations(model, *arguments, training):
+    """What torch's counter counts."""
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(training):
+        loss = model(*arguments).sum()
+        if training:
+            loss.backward()
+    return counter.get_total_flops()
+
+
+@needs_native
+@pytest.mark.parametrize("training", [True, False])
+def test_torchs_counter_of_operations_counts_ours_as_its_own(training):
+    x = torch.randn(7, 3)
+    last_layer = pytorch_ext.nn.LinearCrossEntropyLoss(3, 5)
+    cases = [(*perceptron(), x), *(pair(name) for name in ("written", "attention", "image"))]
+    for ours, stock, *arguments in cases:
+        arguments = arguments[0] if isinstance(arguments[0], tuple) else arguments
+        counts = [operations(m, *arguments, training=training) for m in (ours, stock)]
+        assert counts[0] == counts[1] > 0
+    products = 3 if training else 1
+    target = torch.zeros(7, dtype=torch.int64)
+    assert operations(last_layer, x.requires_grad_(), target, training=training) == products * 2 * 7 * 3 * 5
+
+
+@needs_native
+def test_torchs_counter_counts_attention():
+    """Which torch's own kernel for the CPU has no formula for."""
+    q, k, v = (torch.randn(2, 4, n, e, requires_grad=True) for n, e in ((5, 8), (6, 8), (6, 3)))
+
+    def attend(*arguments):
+        return pytorch_ext.functional.scaled_dot_product_attention(*arguments)
+
+    scores = 2 * (2 * 4 * 5 * 6)
+    assert operations(attend, q, k, v, training=False) == scores * (8 + 3)
+    assert operations(attend, q, k, v, training=True) == scores * (8 + 3) + scores * (3 * 8 + 2 * 3)
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])

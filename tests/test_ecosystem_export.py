@@ -31,6 +31,23 @@ class Block(nn.Module):
         return self.head(x) + (x @ x.mT).softmax(-1).mean()
 
 
+class Losses(nn.Module):
+    """Every loss over one layer, as an evaluation step has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.weighted = nn.Linear(16, 5), nn.CrossEntropyLoss(torch.rand(5), label_smoothing=0.1)
+        self.modules_of = nn.ModuleList([nn.CrossEntropyLoss(reduction="none"), nn.NLLLoss()])
+        self.elementwise = nn.ModuleList([nn.MSELoss(), nn.BCEWithLogitsLoss(pos_weight=torch.rand(5))])
+
+    def forward(self, x, labels, target):
+        z = torch.relu(self.layer(x))
+        values = [loss(z, labels) for loss in (self.weighted, *self.modules_of)]
+        values += [loss(z, target) for loss in self.elementwise]
+        values.append(F.binary_cross_entropy(z.sigmoid(), target))
+        return *values, pytorch_ext.functional.linear_cross_entropy(x, self.layer.weight, labels)
+
+
 def pair():
     """(converted model, stock model, input), for inference."""
     torch.manual_seed(2)
@@ -68,6 +85,35 @@ def test_onnx_gets_the_stock_graph_and_onnxruntime_its_results(tmp_path, dynamic
         assert "pytorch_ext.linear.default" in targets
 
 
+class Older(nn.Module):
+    """What the older ONNX exporter has an operator for."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out, self.loss = nn.Linear(16, 48), nn.Linear(16, 5), nn.CrossEntropyLoss()
+
+    def forward(self, x, labels):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        scores = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        y = F.scaled_dot_product_attention(q, k, v)
+        z = torch.tanh(self.out(F.gelu(scores + y))).mean(1)
+        return self.loss(z, labels) + F.mse_loss(z, x[:, 0, :5])
+
+
+def test_the_older_onnx_exporter_gets_the_stock_graph_too(tmp_path):
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    model, arguments = Older().eval(), (torch.randn(4, 6, 16), torch.randint(0, 5, (4,)))
+    stock, file = copy.deepcopy(model), tmp_path / "model.onnx"
+    pytorch_ext.convert(model)
+    torch.onnx.export(model, arguments, file, dynamo=False)
+    assert {node.domain for node in onnx.load(file).graph.node} == {""}
+    session = onnxruntime.InferenceSession(file)
+    (result,) = session.run(None, {i.name: t.numpy() for i, t in zip(session.get_inputs(), arguments, strict=True)})
+    torch.testing.assert_close(torch.from_numpy(result), stock(*arguments).detach(), rtol=1e-4, atol=1e-5)
+    if native.library is not None:  # other traces have our operators as before
+        assert "pytorch_ext::linear" in str(torch.jit.trace(model, arguments).inlined_graph)
+
+
 @needs_native
 def test_a_package_of_aotinductor_has_the_bits_of_eager(tmp_path):
     model, _, x = pair()
@@ -84,6 +130,30 @@ def test_a_package_of_aotinductor_has_the_bits_of_eager(tmp_path):
         loaded = torch._inductor.aoti_load_package(package)
         for batch in (x, torch.randn(9, 6, 16)):
             assert_same_bits(loaded(batch), plain(batch))
+
+
+@needs_native
+def test_a_package_of_aotinductor_takes_losses(tmp_path):
+    torch.manual_seed(3)
+    model, arguments = Losses(), (torch.randn(7, 16), torch.randint(0, 5, (7,)), torch.rand(7, 5))
+    pytorch_ext.convert(model)
+    with torch.no_grad():
+        program = torch.export.export(model, arguments)
+        package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "losses.pt2"))
+        found, expected = torch._inductor.aoti_load_package(package)(*arguments), model(*arguments)
+    for mine, eager in zip(found, expected, strict=True):
+        assert_same_bits(mine, eager)
+    assert {node.target for node in program.run_decompositions().graph.nodes if node.op == "call_function"} == {
+        getattr(torch.ops.pytorch_ext, name).default
+        for name in (
+            "activation_forward",
+            "cross_entropy_inference",
+            "elementwise_loss_inference",
+            "linear_cross_entropy_inference",
+            "linear_inference",
+            "nll_loss_forward",
+        )
+    }
 
 
 class Counted:

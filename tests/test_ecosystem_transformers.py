@@ -1,7 +1,12 @@
 """Language models of Hugging Face transformers, with random weights, trained and used after convert."""
 
 import copy
+import os
+import subprocess
+import sys
+import time
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,10 +14,10 @@ from accuracy import SUM_TERMS, assert_same_bits, unit_roundoff
 from conftest import needs_native
 
 import pytorch_ext
-import pytorch_ext.functional as ours
 from pytorch_ext import optim
 
 transformers = pytest.importorskip("transformers")
+ALL_ATTENTION_FUNCTIONS = transformers.AttentionInterface()
 SMALL = {"vocab_size": 61, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
 
 
@@ -67,39 +72,20 @@ IDS = (torch.arange(4 * 20).view(4, 20) * 7 + torch.arange(4)[:, None]) % 50 + 3
 MASK = (torch.arange(20) < torch.tensor([20, 17, 20, 9])[:, None]).long()
 
 
-def attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, is_causal=None, **options):
-    """transformers' interface over this package's function, as docs/ecosystem.md has it."""
-    is_causal = module.is_causal if is_causal is None else is_causal
-    output = ours.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attention_mask,
-        dropout,
-        is_causal and attention_mask is None and query.shape[2] > 1,
-        scale=scaling,
-        enable_gqa=True,
-    )
-    return output.transpose(1, 2).contiguous(), None
-
-
 @pytest.fixture(autouse=True)
-def registered():
-    transformers.AttentionInterface.register("pytorch_ext", attention)
-    transformers.AttentionMaskInterface.register("pytorch_ext", transformers.masking_utils.sdpa_mask)
+def quiet():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         yield
 
 
-def pair(make, own_attention=True):
+def pair(make, attention="sdpa"):
     """(converted model, stock model) of the same weights."""
     torch.manual_seed(5)
     model = make()
+    model.set_attn_implementation(attention)
     stock = copy.deepcopy(model)
     pytorch_ext.convert(model)
-    if own_attention:
-        model.set_attn_implementation("pytorch_ext")
     return model, stock
 
 
@@ -125,6 +111,15 @@ def test_the_report_says_what_became_of_the_layers(make):
     assert set(replaced) <= set(report.paths("replaced")) and set(rewritten) <= set(report.paths("rewritten"))
     pytorch_ext.revert(model)
     assert type(model) is type(make()) and not any(type(m).__module__ == "pytorch_ext.nn" for m in model.modules())
+
+
+def test_converting_twelve_layers_takes_less_than_a_second():
+    config = transformers.LlamaConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=12, **SMALL)
+    model = transformers.LlamaForCausalLM(config)
+    start = time.process_time()
+    report = pytorch_ext.convert(model)
+    assert time.process_time() - start < 1
+    assert len([path for path in report.paths("rewritten") if path.endswith("self_attn")]) == 12
 
 
 @each_model
@@ -158,12 +153,82 @@ def test_weights_after_training_do_not_depend_on_the_threads(make):
 
 
 @needs_native
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @each_model
-def test_no_product_and_no_attention_is_left_to_stock(make):
-    model, _ = pair(make)
+def test_no_product_and_no_attention_is_left_to_stock(make, attention):
+    model, _ = pair(make, attention)
     explained = pytorch_ext.explain(model, {"input_ids": IDS, "attention_mask": MASK})
     products = ("mm", "addmm", "bmm", "_scaled_dot_product", "_softmax", "gelu", "silu")
     assert not [row for row in explained if row.path == "stock" and row.op.removeprefix("aten.").startswith(products)]
+    ops = [row.op for row in explained if row.path == "native-cpu"]
+    assert ops.count("scaled_dot_product_attention" if attention == "sdpa" else "softmax") == 2
+
+
+@needs_native
+def test_one_compiled_graph_has_our_attention():
+    model, stock = pair(llama)
+    targets = set()
+
+    def backend(graph, inputs):
+        targets.update(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend=backend)
+    arguments = {"input_ids": IDS, "attention_mask": MASK}
+    torch.testing.assert_close(compiled(**arguments).logits, stock(**arguments).logits, rtol=1e-4, atol=1e-5)
+    assert "pytorch_ext.scaled_dot_product_attention" in targets
+    assert not any("aten" in name or "built-in function scaled_dot" in name for name in targets)
+
+
+class Older(torch.nn.Module):
+    """The table asked as transformers' layers did before get_interface."""
+
+    is_causal, config = True, "sdpa"
+
+    def forward(self, q):
+        attention = ALL_ATTENTION_FUNCTIONS[self.config]
+        return attention(self, q, q, q, None)[0]
+
+
+class Own(Older):
+    """A function of the user's own in the table."""
+
+    config = "of the user"
+
+
+@needs_native
+def test_a_table_that_is_subscripted_and_functions_that_are_none_of_transformers():
+    def of_user(module, q, k, v, mask, **options):
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).mT, None
+
+    transformers.AttentionInterface.register("of the user", of_user)
+    q = torch.randn(2, 4, 5, 8)
+    for make in (Older, Own):
+        model, stock = make(), make()
+        report = pytorch_ext.convert(model)
+        assert report.paths("rewritten") == [""] and "ALL_ATTENTION_FUNCTIONS[self.config]" in str(report)
+        torch.testing.assert_close(model(q), stock(q))
+        assert "scaled_dot_product_attention" in [row.op for row in pytorch_ext.explain(model, q)]
+        pytorch_ext.revert(model)
+        assert type(model) is make
+
+
+def test_a_pickled_model_finds_its_attention_in_another_process(tmp_path):
+    """Which knows nothing of the table yet."""
+    model, _ = pair(llama)
+    model.eval()
+    torch.save((model, IDS, model(input_ids=IDS).logits), tmp_path / "model.pt")
+    code = (
+        "import torch, pytorch_ext; model, ids, logits = torch.load('model.pt', weights_only=False);"
+        "assert torch.equal(model(input_ids=ids).logits, logits);"
+        "rows = pytorch_ext.explain(model, {'input_ids': ids}, backward=False);"
+        "print([row.op for row in rows].count('scaled_dot_product_attention'))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(pytorch_ext.__file__).parent.parent)])}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == ("2" if pytorch_ext.native.library is not None else "0")
 
 
 @each_model
@@ -180,14 +245,13 @@ def test_checkpoints_of_transformers_go_both_ways(make, tmp_path):
     for other in (stock, loaded):
         torch.testing.assert_close(other(input_ids=IDS, attention_mask=MASK).logits, expected, rtol=1e-4, atol=1e-5)
     pytorch_ext.convert(loaded)
-    loaded.set_attn_implementation("pytorch_ext")
     assert_same_bits(loaded(input_ids=IDS, attention_mask=MASK).logits, expected)
 
 
-@pytest.mark.parametrize("own_attention", [False, True])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("make", [gpt2, llama], ids=lambda make: make.__name__)
-def test_generate_writes_what_stock_writes(make, own_attention):
-    model, stock = pair(make, own_attention)
+def test_generate_writes_what_stock_writes(make, attention):
+    model, stock = pair(make, attention)
     losses(stock, steps=20)  # no two tokens equally likely
     model.load_state_dict(stock.state_dict())
     prompt, mask = IDS[:2, :6], torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])

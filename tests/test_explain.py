@@ -1,6 +1,8 @@
 """explain: the path of every operation and the reason for it."""
 
+import collections
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -111,6 +113,56 @@ def test_a_product_that_a_table_leaves_to_stock_is_said_to_be_there():
 def explained_under_autocast(layer, x):
     with torch.autocast("cpu", torch.bfloat16):
         return pytorch_ext.explain(layer, x)
+
+
+@dataclasses.dataclass
+class Output:
+    logits: torch.Tensor
+    name: str = ""
+
+
+class OfOneDict(nn.Module):
+    """Takes a batch as trainers hand it over, and returns what pytree does not know."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = pytorch_ext.nn.Linear(4, 3)
+
+    def forward(self, batch, scale=1.0):
+        return Output(self.fc(batch["x"]) * scale)
+
+
+@pytest.mark.parametrize("batch", ["the dict", "by name", "in a tuple", "another mapping"])
+def test_a_batch_may_be_one_dict_or_named_arguments(batch):
+    data = {"x": torch.randn(2, 4)}
+    given = {
+        "the dict": data,
+        "by name": {"batch": data, "scale": 2.0},
+        "in a tuple": (data, 2.0),
+        "another mapping": collections.UserDict(batch=data),
+    }[batch]
+    assert [op for _, op in rows(pytorch_ext.explain(OfOneDict(), given), "native-cpu")] == [
+        "linear",
+        "linear_backward",
+    ]
+    report = pytorch_ext.verify(OfOneDict(), given)
+    assert report and {"output", "d weight", "d fc.weight"} <= {row.result for row in report}
+
+
+def test_the_tensors_of_a_batch_get_no_gradient():
+    leaf = torch.randn(2, 3, requires_grad=True)
+    for batch in (leaf, leaf * 2):
+        explained = pytorch_ext.explain(pytorch_ext.nn.Linear(3, 5), batch)
+        assert ("", "linear_backward") in rows(explained) and pytorch_ext.verify(nn.Linear(3, 5), batch)
+    assert leaf.grad is None
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_is_refused_and_parts_of_it_are_not():
+    scripted = torch.jit.script(nn.Linear(3, 5))
+    with pytest.raises(TypeError, match="^explain: expected a module of Python code, got RecursiveScriptModule$"):
+        pytorch_ext.explain(scripted, torch.randn(2, 3))
+    assert pytorch_ext.verify(scripted, torch.randn(2, 3)).summary() == "no kernel of this package ran"
 
 
 def test_the_triton_path_s_backward_is_named():

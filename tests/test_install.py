@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -151,6 +152,33 @@ def test_a_damaged_library_gives_one_warning_and_stock_operators(copied):
     assert (loaded, cure, len(messages)) == (False, CURE, 1)
     assert "cannot be loaded" in reason
     assert y == [[3.0] * 4] * 2
+
+
+@needs_library
+@pytest.mark.parametrize("change", ["another schema", "no record of it"])
+def test_a_library_of_other_sources_gives_one_warning_and_stock_operators(copied, change):
+    """Newer Python files beside an older library, say after git pull: they name operators that it does not have."""
+    folder, record = copied
+    shutil.copytree(ROOT / "csrc", folder / "csrc")
+    written = json.loads(record.read_text())
+    assert written["interface"] == build.interface()
+    if change == "another schema":
+        with open(folder / "csrc" / "ops.cpp", "a") as schemas:
+            schemas.write("// a new operator\n")
+    else:
+        del written["interface"]
+        record.write_text(json.dumps(written))
+    _, loaded, reason, cure, messages, y = run_python(folder, "-c", REPORT)
+    assert (loaded, cure, len(messages)) == (False, CURE, 1)
+    assert "other C++ sources" in reason and CURE in messages[0]
+    assert y == [[3.0] * 4] * 2
+
+
+def test_the_record_of_a_build_knows_every_source_that_python_sees():
+    defines = re.compile(r"\bm\.def\(|TORCH_LIBRARY\(|PYBIND11_MODULE\(|py::class_<")
+    csrc = ROOT / "csrc"
+    found = {path.relative_to(csrc).as_posix() for path in csrc.rglob("*.cpp") if defines.search(path.read_text())}
+    assert found == set(build.INTERFACE)
 
 
 @pytest.mark.parametrize("mode", ["fast", ""])

@@ -137,6 +137,64 @@ def test_an_out_that_cannot_be_written_is_refused_by_the_same_class(name):
         )
 
 
+# ---- tensors that are laid out otherwise ----------------------------------------------------------------------------
+
+
+def nested(layout):
+    return torch.nested.nested_tensor([torch.ones(3, 8), torch.arange(16.0).view(2, 8) / 16], layout=layout)
+
+
+OTHERWISE = {
+    "nested": lambda: nested(torch.strided),
+    "jagged": lambda: nested(torch.jagged),
+    "coo": lambda: torch.eye(8).to_sparse(),
+    "csr": lambda: torch.eye(8).to_sparse_csr(),
+    "mkldnn": lambda: torch.eye(8).to_mkldnn(),
+    "quantised": lambda: torch.quantize_per_tensor(torch.eye(8), 0.1, 0, torch.qint8),
+}
+SQUARE = torch.arange(64.0).view(8, 8) / 64
+CALLS = {
+    "linear": lambda f, t: f.linear(t, SQUARE),
+    "linear's weight": lambda f, t: f.linear(SQUARE, t),
+    "matmul": lambda f, t: getattr(f, "matmul", torch.matmul)(t, SQUARE),
+    "softmax": lambda f, t: f.softmax(t, -1),
+    "gelu": lambda f, t: f.gelu(t),
+    "dropout": lambda f, t: f.dropout(t, 0.0),
+    "mse_loss": lambda f, t: f.mse_loss(t, SQUARE),
+    "class weights": lambda f, t: f.cross_entropy(SQUARE, torch.arange(8), weight=t),
+    "pos_weight": lambda f, t: f.binary_cross_entropy_with_logits(SQUARE, SQUARE, pos_weight=t),
+    "attention": lambda f, t: f.scaled_dot_product_attention(t, t, t),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("layout", OTHERWISE)
+@pytest.mark.parametrize("call", CALLS)
+def test_other_layouts_are_torchs(call, layout):
+    t = OTHERWISE[layout]()
+    expected = error_of(CALLS[call], stock, t)
+    assert error_of(CALLS[call], F, t) is expected
+    if expected is None:
+        mine, theirs = (CALLS[call](f, t) for f in (F, stock))
+        assert (mine.layout, mine.dtype, mine.is_nested) == (theirs.layout, theirs.dtype, theirs.is_nested)
+        if mine.is_nested:
+            mine, theirs = mine.unbind(), theirs.unbind()
+        elif mine.layout != torch.strided:
+            mine, theirs = mine.to_dense(), theirs.to_dense()
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("call", sorted(CALLS.keys() - {"class weights", "pos_weight"}))
+def test_tensors_without_values_have_torchs_shapes(monkeypatch, call):
+    """On the meta device, where torch knows of no autocast."""
+    monkeypatch.setitem(globals(), "SQUARE", SQUARE.to("meta"))
+    t = torch.empty(8, 8, device="meta", requires_grad=True)
+    mine, theirs = (CALLS[call](f, t * 1) for f in (F, stock))
+    assert mine.is_meta and mine.shape == theirs.shape and mine.dtype == theirs.dtype
+    mine.sum().backward()
+    assert t.grad.is_meta
+
+
 # ---- dropout, by its rules: the mask is another one than torch's -----------------------------------------------------
 
 

@@ -16,10 +16,10 @@ def without_options(*args, options=None, **kwargs):
 
 # This package's function behind the samples of each of torch's. Those of special cases of matmul are called as that.
 OURS = {f"nn.functional.{name}": getattr(F, name) for name in F.__all__}
-OURS |= {name: F.matmul for name in ("matmul", "mm", "bmm", "mv", "dot")}
+OURS |= {name: F.matmul for name in ("matmul", "mm", "mv", "dot")}
 OURS |= {"__rmatmul__": lambda x, y: F.matmul(y, x)}
 OURS |= {name: getattr(F, name) for name in ("sigmoid", "tanh")}
-OURS |= {name: getattr(calls, name) for name in ("softmax", "log_softmax")}
+OURS |= {name: getattr(calls, name) for name in ("softmax", "log_softmax", "addmm", "bmm")}
 # With options torch takes a path of its own, which has no second derivative and warns of what it does not cover.
 STOCK = {"nn.functional.linear_cross_entropy": without_options}
 # Samples with random values; attention's others are in its own file, as stock's second derivative needs another kernel.

@@ -118,6 +118,12 @@ def test_random_models_are_refused_and_dropout_modules_do_not_drop():
         pytorch_ext.verify(Noisy(), torch.randn(3, 4))
 
 
+def test_lazy_models_are_verified_and_models_without_values_refused():
+    assert pytorch_ext.verify(nn.Sequential(nn.LazyLinear(4), nn.ReLU()), torch.randn(3, 5))
+    with pytest.raises(ValueError, match="^verify: expected a model with values, got parameters on meta$"):
+        pytorch_ext.verify(nn.Linear(3, 4, device="meta"), torch.randn(2, 3, device="meta"))
+
+
 @pytest.mark.parametrize("function", ["verify", "explain"])
 def test_what_is_no_module_is_refused(function):
     with pytest.raises(TypeError, match=f"^{function}: expected a torch.nn.Module, got list$"):

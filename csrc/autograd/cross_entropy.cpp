@@ -98,21 +98,21 @@ struct CrossEntropyGradients {
 
 Tensor cross_entropy_below(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
                            int64_t ignore_index, double label_smoothing) {
-  return std::get<0>(
-      ops::cross_entropy_forward(input, target, weight, reduction, ignore_index, label_smoothing, false));
+  return ops::cross_entropy_inference(input, target, weight, reduction, ignore_index, label_smoothing);
 }
 
 Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction,
                      int64_t ignore_index, double label_smoothing) {
   TORCH_CHECK(!any_requires_grad(weight),
               "cross_entropy: expected a weight that requires no gradient, got one that does");
-  const bool records = any_requires_grad(input, target);
-  const bool in_advance =
-      records && reduction != at::Reduction::None && input.requires_grad() && computes_in_advance(input);
+  if (!any_requires_grad(input, target)) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return cross_entropy_below(input, target, weight, reduction, ignore_index, label_smoothing);
+  }
+  const bool in_advance = reduction != at::Reduction::None && input.requires_grad() && computes_in_advance(input);
   auto [loss, dinput] = below_autograd([&] {
     return ops::cross_entropy_forward(input, target, weight, reduction, ignore_index, label_smoothing, in_advance);
   });
-  if (!records) return loss;
   CrossEntropyGradients gradients{reduction, ignore_index, label_smoothing};
   if (in_advance) gradients.dinput_in_advance.keep(std::move(dinput));
   return recorded(loss, std::move(gradients), {input, target}, {input, target, or_undefined(weight)});

@@ -120,20 +120,22 @@ struct ElementwiseLossGradients {
 
 Tensor value_only(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                   const OptionalTensor& pos_weight, std::string_view loss, int64_t reduction) {
-  return std::get<0>(ops::elementwise_loss_forward(input, target, weight, pos_weight, loss, reduction, {false, false}));
+  return ops::elementwise_loss_inference(input, target, weight, pos_weight, loss, reduction);
 }
 
 Tensor differentiable(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                       const OptionalTensor& pos_weight, std::string_view loss, int64_t reduction) {
   TORCH_CHECK(!any_requires_grad(weight, pos_weight), loss,
               ": expected weights that require no gradient, got one that does");
-  const bool records = any_requires_grad(input, target);
+  if (!any_requires_grad(input, target)) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return value_only(input, target, weight, pos_weight, loss, reduction);
+  }
   const bool in_advance =
-      records && reduction != at::Reduction::None && computes_in_advance(input) && input.sizes() == target.sizes();
+      reduction != at::Reduction::None && computes_in_advance(input) && input.sizes() == target.sizes();
   const Mask mask = {in_advance && input.requires_grad(), in_advance && target.requires_grad()};
   auto [value, dinput, dtarget] = below_autograd(
       [&] { return ops::elementwise_loss_forward(input, target, weight, pos_weight, loss, reduction, mask); });
-  if (!records) return value;
   ElementwiseLossGradients gradients{elementwise_loss_named(loss), reduction};
   if (mask[0]) gradients.in_advance[0].keep(std::move(dinput));
   if (mask[1]) gradients.in_advance[1].keep(std::move(dtarget));

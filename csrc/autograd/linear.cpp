@@ -15,6 +15,9 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+// (..., C) as a matrix; without columns a size of -1 would be ambiguous.
+Tensor rows_of(const Tensor& t) { return t.dim() == 1 ? t.unsqueeze(0) : at::flatten(t, 0, -2); }
+
 class LinearBackwardFunction : public torch::autograd::Function<LinearBackwardFunction> {
  public:
   static variable_list forward(AutogradContext* ctx, const Tensor& grad, const Tensor& input, const Tensor& weight,
@@ -33,9 +36,8 @@ class LinearBackwardFunction : public torch::autograd::Function<LinearBackwardFu
     auto compose = [&](const variable_list& t) -> variable_list {
       const Tensor &grad = t[0], &input = t[1], &weight = t[2];
       Tensor dz = composed_activation_gradient(grad, t[3], kind);
-      Tensor rows = dz.reshape_symint({-1, weight.sym_size(0)});
-      return {at::matmul(dz, weight), at::matmul(rows.t(), input.reshape_symint({-1, weight.sym_size(1)})),
-              rows.sum(0)};
+      const Tensor rows = rows_of(dz);
+      return {at::matmul(dz, weight), at::matmul(rows.t(), rows_of(input)), rows.sum(0)};
     };
     auto found = vjp_of_composition(ctx->get_saved_variables(), grads, compose, Composed::in_own_dtype);
     return {found[0], found[1], found[2], found[3], {}, {}};

@@ -127,8 +127,8 @@ struct LinearCrossEntropyGradients {
 Tensor linear_cross_entropy_below(const Tensor& input, const Tensor& linear_weight, const Tensor& target,
                                   const OptionalTensor& linear_bias, const OptionalTensor& weight, int64_t reduction,
                                   int64_t ignore_index, double label_smoothing, OptionalType dtype) {
-  return std::get<0>(ops::linear_cross_entropy_forward(input, linear_weight, target, linear_bias, weight, reduction,
-                                                       ignore_index, label_smoothing, dtype, {false, false, false}));
+  return ops::linear_cross_entropy_inference(input, linear_weight, target, linear_bias, weight, reduction, ignore_index,
+                                             label_smoothing, dtype);
 }
 
 Tensor linear_cross_entropy(const Tensor& input, const Tensor& linear_weight, const Tensor& target,

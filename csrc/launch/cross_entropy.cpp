@@ -35,6 +35,11 @@ std::tuple<Tensor, Tensor> cross_entropy_forward(const Tensor& input, const Tens
   return {loss, dinput};
 }
 
+Tensor cross_entropy_inference(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                               int64_t reduction, int64_t ignore_index, double label_smoothing) {
+  return std::get<0>(cross_entropy_forward(input, target, weight, reduction, ignore_index, label_smoothing, false));
+}
+
 // dinput and dprobabilities where they are defined.
 void write_gradients(const ClassOperands& o, const Tensor& grad, int64_t reduction, int64_t ignore_index,
                      double label_smoothing, const Tensor& dinput, const Tensor& dprobabilities, bool in_advance) {
@@ -81,6 +86,7 @@ void cross_entropy_backward_into(const Tensor& grad, const Tensor& dinput, const
 }  // namespace
 
 KERNEL_LIBRARY(m) {
+  m.impl("cross_entropy_inference", &cross_entropy_inference);
   m.impl("cross_entropy_forward", &cross_entropy_forward);
   m.impl("cross_entropy_backward", &cross_entropy_backward);
   m.impl("cross_entropy_backward_into", &cross_entropy_backward_into);

@@ -137,6 +137,11 @@ std::tuple<Tensor, Tensor, Tensor> elementwise_loss_forward(const Tensor& input,
   return {value, dinput, dtarget};
 }
 
+Tensor elementwise_loss_inference(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                                  const OptionalTensor& pos_weight, std::string_view loss, int64_t reduction) {
+  return std::get<0>(elementwise_loss_forward(input, target, weight, pos_weight, loss, reduction, {false, false}));
+}
+
 void check_gradient(const char* op, const Tensor& grad, const Tensor& input, at::IntArrayRef sizes) {
   check_same(op, "grad", grad, input);
   TORCH_CHECK(grad.sizes() == sizes, op, ": expected grad ", sizes, ", got ", grad.sizes());
@@ -193,6 +198,7 @@ void elementwise_loss_backward_into(const Tensor& grad, const OptionalTensor& di
 }  // namespace
 
 KERNEL_LIBRARY(m) {
+  m.impl("elementwise_loss_inference", &elementwise_loss_inference);
   m.impl("elementwise_loss_forward", &elementwise_loss_forward);
   m.impl("elementwise_loss_backward", &elementwise_loss_backward);
   m.impl("elementwise_loss_backward_into", &elementwise_loss_backward_into);

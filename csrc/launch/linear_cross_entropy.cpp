@@ -244,6 +244,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_cross_entropy_forward(
           linear_bias ? shaped_as(d.linear_bias, *linear_bias) : Tensor()};
 }
 
+Tensor linear_cross_entropy_inference(const Tensor& input, const Tensor& linear_weight, const Tensor& target,
+                                      const OptionalTensor& linear_bias, const OptionalTensor& weight,
+                                      int64_t reduction, int64_t ignore_index, double label_smoothing,
+                                      std::optional<at::ScalarType> dtype) {
+  return std::get<0>(linear_cross_entropy_forward(input, linear_weight, target, linear_bias, weight, reduction,
+                                                  ignore_index, label_smoothing, dtype, {false, false, false}));
+}
+
 std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward(const Tensor& grad, const Tensor& input,
                                                                  const Tensor& linear_weight, const Tensor& target,
                                                                  const OptionalTensor& linear_bias,
@@ -274,6 +282,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward(const Tensor& g
 }  // namespace
 
 KERNEL_LIBRARY(m) {
+  m.impl("linear_cross_entropy_inference", &linear_cross_entropy_inference);
   m.impl("linear_cross_entropy_forward", &linear_cross_entropy_forward);
   m.impl("linear_cross_entropy_backward", &linear_cross_entropy_backward);
 }

@@ -3,6 +3,7 @@
 #include "optimizers.h"
 
 #include <ATen/ops/empty.h>
+#include <torch/csrc/autograd/profiler.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <cmath>
@@ -73,13 +74,39 @@ void zero_grad(const py::list& params) {
     }
 }
 
+// Kept for good: nothing may be let go of after Python has ended.
+PyObject* global_optimizer_hooks(const char* name) {
+  return py::object(py::module_::import("torch.optim.optimizer").attr(name)).release().ptr();
+}
+
+bool is_optimizer_observed(py::handle optimizer) {
+  const auto attributes = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(optimizer.ptr(), nullptr));
+  if (!attributes) throw py::error_already_set();
+  return is_observed(attributes.ptr());
+}
+
 }  // namespace
+
+bool is_observed(PyObject* attributes) {
+  static PyObject* const hooks[] = {PyUnicode_InternFromString("_optimizer_step_pre_hooks"),
+                                    PyUnicode_InternFromString("_optimizer_step_post_hooks")};
+  static PyObject* const global_hooks[] = {global_optimizer_hooks("_global_optimizer_pre_hooks"),
+                                           global_optimizer_hooks("_global_optimizer_post_hooks")};
+  for (PyObject* name : hooks) {
+    PyObject* found = PyDict_GetItemWithError(attributes, name);
+    if (!found || PyDict_GET_SIZE(found)) return true;
+  }
+  for (PyObject* found : global_hooks)
+    if (PyDict_GET_SIZE(found)) return true;
+  return torch::autograd::profiler::profilerEnabled();
+}
 
 void define_optimizers(py::module_& m) {
   m.def("adam_step", &step<AdamGroup>);
   m.def("sgd_step", &step<SgdGroup>);
   m.def("clip_grad_norm", &clip_grad_norm);
   m.def("zero_grad", &zero_grad);
+  m.def("is_optimizer_observed", &is_optimizer_observed);
 }
 
 }  // namespace pytorch_ext

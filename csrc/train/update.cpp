@@ -1,6 +1,5 @@
 #include "update.h"
 
-#include <torch/csrc/autograd/profiler.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <algorithm>
@@ -17,28 +16,7 @@ Update::Update(py::object optimizer, std::string rule, std::optional<double> max
   if (!attributes_) throw py::error_already_set();
 }
 
-namespace {
-
-// Kept for good: nothing may be let go of after Python has ended.
-PyObject* global_optimizer_hooks(const char* name) {
-  return py::object(py::module_::import("torch.optim.optimizer").attr(name)).release().ptr();
-}
-
-}  // namespace
-
-bool Update::is_observed() const {
-  static PyObject* const hooks[] = {PyUnicode_InternFromString("_optimizer_step_pre_hooks"),
-                                    PyUnicode_InternFromString("_optimizer_step_post_hooks")};
-  static PyObject* const global_hooks[] = {global_optimizer_hooks("_global_optimizer_pre_hooks"),
-                                           global_optimizer_hooks("_global_optimizer_post_hooks")};
-  for (PyObject* name : hooks) {
-    PyObject* found = PyDict_GetItemWithError(attributes_.ptr(), name);
-    if (!found || PyDict_GET_SIZE(found)) return true;
-  }
-  for (PyObject* found : global_hooks)
-    if (PyDict_GET_SIZE(found)) return true;
-  return torch::autograd::profiler::profilerEnabled();
-}
+bool Update::is_observed() const { return pytorch_ext::is_observed(attributes_.ptr()); }
 
 bool Update::wants(const Tensor& parameter) const {
   if (max_norm_) return true;

@@ -23,11 +23,16 @@ def expect_device(op, name, value, first_name, first):
     expect(value.device == first.device, op, f"{name} on {first.device} as {first_name}", value.device)
 
 
+def is_autocast(t):
+    """Whether autocast is on where this tensor lives; for the meta device torch knows of none."""
+    return t.device.type != "meta" and torch.is_autocast_enabled(t.device.type)
+
+
 def expect_alike(op, *, dtype=True, **arguments):
     """All given tensors share one device and, unless autocast will change it, one dtype; None is skipped."""
     given = [(name, value) for name, value in arguments.items() if value is not None]
     first_name, first = given[0]
-    dtype = dtype and (first.device.type == "meta" or not torch.is_autocast_enabled(first.device.type))
+    dtype = dtype and not is_autocast(first)
     for name, value in given[1:]:
         expect_device(op, name, value, first_name, first)
         expect(not dtype or value.dtype == first.dtype, op, f"{name} of {first.dtype} as {first_name}", value.dtype)

@@ -117,12 +117,18 @@ def composed_cross_entropy_gradients(grad, input, target, weight, reduction, ign
     return dinput, slope
 
 
-@register_fake("cross_entropy_forward")
-def _(input, target, weight, reduction, ignore_index, label_smoothing, with_gradient):
+@register_fake("cross_entropy_inference")
+def fake_loss(input, target, weight, reduction, ignore_index, label_smoothing):
     shape = ()
     if reduction == REDUCTIONS["none"] and input.dim() > 1:
         shape = (input.shape[0], *input.shape[2:])
-    return input.new_empty(shape), laid_out_as(input, input) if with_gradient else None
+    return input.new_empty(shape)
+
+
+@register_fake("cross_entropy_forward")
+def _(input, *options):
+    *others, with_gradient = options
+    return fake_loss(input, *others), laid_out_as(input, input) if with_gradient else None
 
 
 @register_fake("cross_entropy_backward")

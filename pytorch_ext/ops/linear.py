@@ -88,8 +88,13 @@ def linear_backward(grad, input, weight, saved, activation, mask):
 def composed_linear_gradients(grad, input, weight, saved, activation):
     """The three gradients in stock operators."""
     dz = composed_activation_gradient(grad, saved, activation)
-    rows = dz.reshape(-1, weight.shape[0])
-    return dz @ weight, rows.t() @ input.reshape(-1, weight.shape[1]), rows.sum(0)
+    rows = rows_of(dz)
+    return dz @ weight, rows.t() @ rows_of(input), rows.sum(0)
+
+
+def rows_of(t):
+    """(..., C) as a matrix; without columns a size of -1 would be ambiguous."""
+    return t.unsqueeze(0) if t.dim() == 1 else t.flatten(0, -2)
 
 
 @register_fake("linear_inference")

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from ..triton_path import launchers
-from .checks import expect, expect_alike, expect_tensors
+from .checks import expect, expect_alike, expect_tensors, is_autocast
 from .composition import with_composed_derivative
 from .cross_entropy import cross_entropy
 from .linear import linear
@@ -96,7 +96,7 @@ def operators_for(input, linear_weight, target, linear_bias, weight, label_smoot
         for t in constants
     ):
         return None
-    autocast = torch.is_autocast_enabled(input.device.type)
+    autocast = is_autocast(input)
     if not autocast and any(t is not None and t.dtype != input.dtype for t in constants):
         return None
     sizes = (*input.shape[:-1], *linear_weight.shape[0 if target.is_floating_point() else 1 : -1])
@@ -157,13 +157,17 @@ def composed_gradients(grad, input, linear_weight, target, bias, weight, reducti
     return (dz @ W).reshape(input.shape), (dz.t() @ x).reshape(linear_weight.shape), dbias
 
 
-@register_fake("linear_cross_entropy_forward")
-def _(input, linear_weight, target, linear_bias, weight, reduction, ignore_index, label_smoothing, dtype, mask):
+@register_fake("linear_cross_entropy_inference")
+def fake_loss(input, linear_weight, target, linear_bias, weight, reduction, ignore_index, label_smoothing, dtype):
     shape = (*input.shape[:-1], *linear_weight.shape[1:-1]) if reduction == REDUCTIONS["none"] else ()
-    return (
-        input.new_empty(shape, dtype=dtype or input.dtype),
-        *fake_gradients(input, linear_weight, linear_bias, mask),
-    )
+    return input.new_empty(shape, dtype=dtype or input.dtype)
+
+
+@register_fake("linear_cross_entropy_forward")
+def _(input, linear_weight, target, linear_bias, *options):
+    *others, mask = options
+    loss = fake_loss(input, linear_weight, target, linear_bias, *others)
+    return loss, *fake_gradients(input, linear_weight, linear_bias, mask)
 
 
 @register_fake("linear_cross_entropy_backward")

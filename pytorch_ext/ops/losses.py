@@ -7,7 +7,7 @@ import torch
 from torch.nn import _reduction
 
 from ..triton_path import kernels, launchers
-from .checks import expands, expect
+from .checks import expands, expect, is_autocast
 from .composition import with_composed_derivative
 from .one_pass import InAdvance, gradients_of, holds_numbers
 from .paths import register_fake, traceable
@@ -89,7 +89,7 @@ def traceable_loss(input, target, *weights):
     """:func:`traceable`, for tensors of one dtype, or of one after autocast; a weight is a constant to the kernels."""
     given = [input, target, *(w for w in weights if w is not None)]
     dtypes = {t.dtype for t in given}
-    if len(dtypes) > 1 and (torch.float64 in dtypes or not torch.is_autocast_enabled(input.device.type)):
+    if len(dtypes) > 1 and (torch.float64 in dtypes or not is_autocast(input)):
         return None
     return None if any(w.requires_grad for w in given[2:]) else traceable(*given)
 
@@ -154,13 +154,17 @@ def composed_slopes(x, y, pos_weight, loss):
     return slope, -extra * torch.nn.functional.logsigmoid(x) - x
 
 
-@register_fake("elementwise_loss_forward")
-def _(input, target, weight, pos_weight, loss, reduction, mask):
+@register_fake("elementwise_loss_inference")
+def fake_loss(input, target, weight, pos_weight, loss, reduction):
     if input.shape != target.shape:  # where a call is traced; eager ones warn in mse_loss
         warn_of_broadcasting(input, target)
-    shape = torch.broadcast_shapes(input.shape, target.shape) if reduction == REDUCTIONS["none"] else ()
+    return input.new_empty(torch.broadcast_shapes(input.shape, target.shape) if reduction == REDUCTIONS["none"] else ())
+
+
+@register_fake("elementwise_loss_forward")
+def _(input, target, weight, pos_weight, loss, reduction, mask):
     return (
-        input.new_empty(shape),
+        fake_loss(input, target, weight, pos_weight, loss, reduction),
         input.new_empty(input.shape) if mask[0] else None,
         target.new_empty(target.shape) if mask[1] else None,
     )

@@ -38,8 +38,6 @@ def check(input, other):
     """What the arguments must be."""
     expect_tensors("matmul", input=input, other=other)
     expect_alike("matmul", input=input, other=other)
-    if input.is_nested or other.is_nested:
-        return
     dims = (input.dim(), other.dim())
     expect(min(dims) >= 1, "matmul", "input and other of at least 1 dimension", f"{dims[0]} and {dims[1]}")
     shapes = f"{tuple(input.shape)} and {tuple(other.shape)}"

@@ -20,9 +20,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.compiler import is_dynamo_compiling
+from torch.utils._device import DeviceContext
 
 from .. import native, triton_path
 from ..backends import choice
+from ..triton_path import PLAIN
+from .checks import expect
 
 __all__ = ["KERNEL_DTYPES", "choice", "is_dynamo_compiling", "is_traced", "overridden", "products_are_ieee"]
 __all__ += ["register_fake", "traceable"]
@@ -33,10 +36,41 @@ KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def overridden(*arguments):
-    """Whether a ``__torch_function__`` of an argument, or of a mode, decides what the call means."""
+    """Whether a ``__torch_function__`` of an argument or of a mode, or a layout, decides what the call means."""
     if not is_dynamo_compiling() and all(t is None or type(t) in TRACED for t in arguments):
         return False  # a tracer's own mode only looks on
-    return torch.overrides.has_torch_function(arguments)
+    if torch.overrides.has_torch_function(arguments):
+        if is_dynamo_compiling() or in_function_mode() or any(map(has_own_function, arguments)):
+            return True
+    return any(map(is_laid_out_otherwise, arguments))
+
+
+def has_own_function(value):
+    """Whether it is its class that decides, not a mode."""
+    function = getattr(type(value), "__torch_function__", None)
+    return type(value) not in PLAIN and function not in (None, torch._C._disabled_torch_function_impl)
+
+
+def is_laid_out_otherwise(value):
+    """Whether a tensor is sparse, nested or quantised: torch knows what a call means then, or has the error."""
+    if not isinstance(value, torch.Tensor):
+        return False
+    return value.layout != torch.strided or value.is_nested or value.is_quantized
+
+
+def in_function_mode():
+    """Whether a function mode decides what a call means. That of ``torch.set_default_device`` and ``with
+    torch.device(...)`` is about new tensors only."""
+    modes = range(torch._C._len_torch_function_stack())
+    return any(type(torch._C._get_function_stack_at(i)) is not DeviceContext for i in modes)
+
+
+def is_overriding(value):
+    """Whether a value has a ``__torch_function__`` of its own, or is a sparse, nested or quantised tensor: torch knows
+    what a call means then, or has the error."""
+    if type(value) not in PLAIN:
+        return hasattr(value, "__torch_function__")
+    return value.layout != torch.strided or value.is_nested or value.is_quantized
 
 
 def is_traced(*tensors):
@@ -64,9 +98,10 @@ def constant_under_dynamo(function):
 
 @constant_under_dynamo
 def is_exporting_onnx():
-    """Whether torch.onnx is at work, which knows stock operators only."""
+    """Whether torch.onnx is at work, the exporter of today or the older one: both know stock operators only."""
     flags = sys.modules.get("torch.onnx._internal.exporter._flags")
-    return flags is not None and flags._is_onnx_exporting
+    older = sys.modules.get("torch.onnx._internal.torchscript_exporter._globals")
+    return bool((flags and flags._is_onnx_exporting) or (older and older.GLOBALS.in_onnx_export))
 
 
 @constant_under_dynamo  # a tensor under tracing is none to run a self-test with
@@ -87,15 +122,26 @@ FAKES = {}
 
 
 def register_fake(name):
-    """A decorator: the fake kernel of that operator."""
+    """A decorator: the fake kernel of that operator, which refuses tensors of several devices as the real one does."""
 
     def register(function):
-        FAKES[name] = function
+        def fake(*arguments):
+            expect_one_device(name, arguments)
+            return function(*arguments)
+
+        FAKES[name] = fake
         if native.library is not None:
-            torch.library.register_fake(f"pytorch_ext::{name}", function)
+            torch.library.register_fake(f"pytorch_ext::{name}", fake)
         return function
 
     return register
+
+
+def expect_one_device(op, arguments):
+    """A single number may be on the CPU, as dropout's key is."""
+    tensors = [t for t in arguments if isinstance(t, torch.Tensor) and (t.dim() > 0 or t.device.type != "cpu")]
+    for t in tensors[1:]:
+        expect(t.device == tensors[0].device, op, f"tensors on {tensors[0].device}", t.device)
 
 
 def products_are_ieee(tensor):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from ..triton_coverage import in_transform, is_ordinary
 from ..triton_path import launchers
-from .checks import broadcast, expands, expect, expect_alike, expect_tensors
+from .checks import broadcast, expands, expect, expect_alike, expect_tensors, is_autocast
 from .composition import to_save, with_composed_derivative
 from .dropout import dropout
 from .matmul import matmul
@@ -53,7 +53,7 @@ def scaled_dot_product_attention(
             return output
     tensors = (query, key, value) if attn_mask is None else (query, key, value, attn_mask)
     if not overridden(*tensors):
-        expect_tensors(OP, query=query, key=key, value=value)
+        expect_tensors(OP, query=query, key=key, value=value, **({} if attn_mask is None else {"attn_mask": attn_mask}))
         check(*tensors)
         if (attn_mask is None or not is_causal) and 0 <= dropout_p <= 1 and fits(*tensors, enable_gqa=enable_gqa):
             output = by_kernels(tensors, dropout_p, is_causal, scale, enable_gqa)
@@ -67,7 +67,7 @@ def scaled_dot_product_attention(
 def by_kernels(tensors, dropout_p, is_causal, scale, enable_gqa):
     """The result of arguments that fit; None where this package's kernels are not for them."""
     device, dtype = tensors[0].device.type, tensors[0].dtype
-    autocast = torch.is_autocast_enabled(device)
+    autocast = is_autocast(tensors[0])
     if choice.name == "stock" or (autocast and is_traced(*tensors)):
         return None
     if autocast and dtype != torch.float64:
@@ -85,14 +85,12 @@ def by_kernels(tensors, dropout_p, is_causal, scale, enable_gqa):
 
 def check(query, key, value, attn_mask=None):
     """What torch's operators demand; of the lengths, only its composition does, and the others read past the end."""
-    if query.is_nested or key.is_nested or value.is_nested:
-        return
     dims = (query.dim(), key.dim(), value.dim())
     expect(min(dims) >= 2, OP, "query, key and value of at least 2 dimensions", "{}, {} and {}".format(*dims))
     expect_alike(OP, query=query, key=key, value=value)
     lengths = f"{tuple(key.shape)} and {tuple(value.shape)}"
     expect(key.shape[-2] == value.shape[-2], OP, "key (..., S, E) and value (..., S, Ev)", lengths)
-    if attn_mask is not None and not torch.is_autocast_enabled(query.device.type):
+    if attn_mask is not None and not is_autocast(query):
         dtypes = (torch.bool, torch.float32, query.dtype)
         expect(attn_mask.dtype in dtypes, OP, f"attn_mask of bool, float32 or {query.dtype}", attn_mask.dtype)
 
