@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import needs_native
 
 import pytorch_ext.functional as ours
 
