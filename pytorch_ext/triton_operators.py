@@ -48,10 +48,13 @@ softmax_backward(Tensor grad, Tensor output, int dim, bool logarithm) -> Tensor
 activation_forward(Tensor input, str kind) -> Tensor
 activation_backward(Tensor grad, Tensor saved, str kind) -> Tensor
 dropout_forward(Tensor input, float p, Tensor key) -> Tensor
+elementwise_loss_inference(Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, str loss, int reduction) -> Tensor
 elementwise_loss_forward(Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, str loss, int reduction, bool[2] mask) -> (Tensor, Tensor, Tensor)
 elementwise_loss_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, Tensor? pos_weight, str loss, int reduction, bool[2] mask) -> (Tensor, Tensor)
+cross_entropy_inference(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index, float label_smoothing) -> Tensor
 cross_entropy_forward(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index, float label_smoothing, bool with_gradient) -> (Tensor, Tensor)
 cross_entropy_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index, float label_smoothing, bool[2] mask) -> (Tensor, Tensor)
+linear_cross_entropy_inference(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, Tensor? weight, int reduction, int ignore_index, float label_smoothing, ScalarType? dtype) -> Tensor
 linear_cross_entropy_forward(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, Tensor? weight, int reduction, int ignore_index, float label_smoothing, ScalarType? dtype, bool[3] mask) -> (Tensor, Tensor, Tensor, Tensor)
 linear_cross_entropy_backward(Tensor grad, Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, Tensor? weight, int reduction, int ignore_index, float label_smoothing, bool[3] mask) -> (Tensor, Tensor, Tensor)
 nll_loss_forward(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index) -> Tensor

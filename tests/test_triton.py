@@ -161,8 +161,9 @@ def test_the_environment_chooses_and_no_native_part_is_needed():
 
 
 # What the native library has beside ops: how it was built and runs, and the whole step, which has no twin in Triton.
-NO_OPS = {"TrainStep", "apply_function", "available_capabilities", "capability", "free_kept_memory", "has_kernels"}
-NO_OPS |= {"is_stock_product", "self_test", "self_test_hashes", "set_capability", "zero_grad"}
+NO_OPS = {"TrainStep", "apply_function", "available_capabilities", "call_natively", "capability", "free_kept_memory"}
+NO_OPS |= {"has_kernels", "is_optimizer_observed", "is_stock_product", "self_test", "self_test_hashes"}
+NO_OPS |= {"set_capability", "zero_grad"}
 
 
 @needs_native

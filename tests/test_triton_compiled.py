@@ -183,10 +183,12 @@ def samples():
     yield from (("mse_loss", x, x[:1] * 2, None, MEAN), ("binary_cross_entropy", p, p.flip(0), p[0], SUM))
     yield "binary_cross_entropy_with_logits", x, p, None, p[:, :1], NONE
     for loss in ("mse_loss", "binary_cross_entropy"):
+        yield "elementwise_loss_inference", p, p.flip(0), p, None, loss, SUM
         yield "elementwise_loss_forward", p, p.flip(0), None, None, loss, MEAN, [True, False]
         yield "elementwise_loss_backward", each, p, p.flip(0), p, None, loss, NONE, both
     for t in (nd, last):
         yield "cross_entropy", t, target, torch.rand(3), MEAN, -100, 0.1
+        yield "cross_entropy_inference", t, target, torch.rand(3), NONE, -100, 0.1
         yield "cross_entropy_forward", t, target, None, NONE, -100, 0.0, True
         yield "cross_entropy_backward", g, t, target, None, SUM, -100, 0.0, both
         yield "cross_entropy_backward", g, t, probabilities, None, MEAN, -100, 0.0, both
@@ -196,6 +198,7 @@ def samples():
     yield "cross_entropy_backward", g, x, torch.rand(7, 6), None, MEAN, -100, 0.0, both
     yield "linear_cross_entropy", x, w, torch.arange(7) % 5, b, torch.rand(5), MEAN, 1, 0.1
     last_layer = x, torch.randn(3, 2, 6), torch.arange(14).reshape(7, 2) % 3, torch.randn(3, 2), torch.rand(3)
+    yield "linear_cross_entropy_inference", *last_layer, MEAN, -100, 0.2, None
     yield "linear_cross_entropy_forward", *last_layer, SUM, -100, 0.0, torch.float64, [True, False, True]
     yield "linear_cross_entropy_backward", torch.randn(7, 2), *last_layer, NONE, 0, 0.1, [True, True, True]
 

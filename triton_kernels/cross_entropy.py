@@ -205,6 +205,10 @@ def cross_entropy_forward(input, target, weight, reduction, ignore_index, label_
     return reduced(losses, reduction, loss_sizes(input, reduction), divisor, o.rows, input.dtype), dx
 
 
+def cross_entropy_inference(input, target, weight, reduction, ignore_index, label_smoothing):
+    return cross_entropy_forward(input, target, weight, reduction, ignore_index, label_smoothing, False)[0]
+
+
 def cross_entropy_backward(grad, input, target, weight, reduction, ignore_index, label_smoothing, mask):
     o = class_operands("cross_entropy_backward", input, target, weight, ignore_index)
     dx = o.like_x(input) if mask[0] else None

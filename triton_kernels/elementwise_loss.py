@@ -174,6 +174,10 @@ def elementwise_loss_forward(input, target, weight, pos_weight, loss, reduction,
     return evaluate(input, target, weight, pos_weight, loss, reduction, mask, None, True)
 
 
+def elementwise_loss_inference(input, target, weight, pos_weight, loss, reduction):
+    return elementwise_loss_forward(input, target, weight, pos_weight, loss, reduction, (False, False))[0]
+
+
 def elementwise_loss_backward(grad, input, target, weight, pos_weight, loss, reduction, mask):
     return evaluate(input, target, weight, pos_weight, loss, reduction, mask, grad, False)[1:]
 

@@ -142,6 +142,13 @@ def linear_cross_entropy_forward(
     return loss.to(input.dtype if dtype is None else dtype), *shaped(gradients, input, linear_weight, linear_bias)
 
 
+def linear_cross_entropy_inference(
+    input, linear_weight, target, linear_bias, weight, reduction, ignore_index, label_smoothing, dtype
+):
+    options = linear_bias, weight, reduction, ignore_index, label_smoothing, dtype
+    return linear_cross_entropy_forward(input, linear_weight, target, *options, (False,) * 3)[0]
+
+
 def linear_cross_entropy_backward(
     grad, input, linear_weight, target, linear_bias, weight, reduction, ignore_index, label_smoothing, mask
 ):

@@ -75,7 +75,10 @@ class CrossEntropyFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, target, weight, *options):
         in_advance = options[0] != REDUCTIONS["none"] and ctx.needs_input_grad[0] and holds_numbers(input)
-        loss, dinput = launchers.cross_entropy_forward(input, target, weight, *options, in_advance)
+        if in_advance:
+            loss, dinput = launchers.cross_entropy_forward(input, target, weight, *options, True)
+        else:
+            loss, dinput = launchers.cross_entropy_inference(input, target, weight, *options), None
         ctx.in_advance = InAdvance([dinput, None])
         ctx.save_for_backward(input, target, weight)
         ctx.options = options  # reduction, ignore_index, label_smoothing

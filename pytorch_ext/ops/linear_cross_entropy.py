@@ -115,7 +115,10 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
         in_advance = options[0] != REDUCTIONS["none"]
         mask = [in_advance and ctx.needs_input_grad[i] for i in (0, 1, 3)]
         tensors = input, linear_weight, target, linear_bias, weight
-        loss, *gradients = launchers.linear_cross_entropy_forward(*tensors, *options, mask)
+        if any(mask):
+            loss, *gradients = launchers.linear_cross_entropy_forward(*tensors, *options, mask)
+        else:
+            loss, gradients = launchers.linear_cross_entropy_inference(*tensors, *options), [None] * 3
         ctx.save_for_backward(*tensors, *gradients)
         ctx.options = options[:3]  # reduction, ignore_index, label_smoothing
         return loss

@@ -104,7 +104,11 @@ class ElementwiseLossFunction(torch.autograd.Function):
     def forward(ctx, input, target, weight, pos_weight, loss, reduction):
         in_advance = reduction != REDUCTIONS["none"] and input.shape == target.shape and holds_numbers(input)
         mask = [in_advance and needed for needed in ctx.needs_input_grad[:2]]
-        value, *gradients = launchers.elementwise_loss_forward(input, target, weight, pos_weight, loss, reduction, mask)
+        arguments = input, target, weight, pos_weight, loss, reduction
+        if any(mask):
+            value, *gradients = launchers.elementwise_loss_forward(*arguments, mask)
+        else:
+            value, gradients = launchers.elementwise_loss_inference(*arguments), [None, None]
         ctx.in_advance, ctx.options = InAdvance(gradients), (loss, reduction)
         ctx.save_for_backward(input, target, weight, pos_weight)
         return value

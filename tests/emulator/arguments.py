@@ -28,6 +28,7 @@ DECLARATIONS = {
     "LinearGradient": "rows columns grad* grad_row grad_column saved* activation:enum mask* dz* dbias*",
     "Dropout": "n x* y* key:uint64 threshold:uint32 scale:real key_at*",
     "SliceSum": "outer rows inner x* x_outer x_row x_inner y*",
+    "DotProduct": "count x* x_stride y* y_stride result*",
     "ElementwiseLossArrays": "loss:enum reduction:enum count input* target* weight* pos_weight* mean_weight*"
     " mean_weight_count grad* value* dinput* dtarget* in_advance:bool",
     "Softmax": "outer columns inner x* x_outer y* logarithm:bool",
