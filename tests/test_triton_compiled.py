@@ -45,18 +45,18 @@ FUNCTIONS = {
     ),
     "activation": (lambda x, w, b: F.silu(F.sigmoid(x)) + F.tanh(x), ["activation_forward"] * 3),
     "dropout": (lambda x, w, b: F.dropout(x, 0.4), ["dropout_key", "dropout_forward"]),
-    "mse_loss": (lambda x, w, b: F.mse_loss(x, x * 0.5, reduction="sum"), ["elementwise_loss_forward"]),
+    "mse_loss": (lambda x, w, b: F.mse_loss(x, x * 0.5, reduction="sum"), ["elementwise_loss_inference"]),
     "binary_cross_entropy": (
         lambda x, w, b: F.binary_cross_entropy(F.sigmoid(x), F.sigmoid(x * 2).detach(), w[:1].detach().abs()),
-        ["activation_forward"] * 2 + ["elementwise_loss_forward"],
+        ["activation_forward"] * 2 + ["elementwise_loss_inference"],
     ),
     "binary_cross_entropy_with_logits": (
         lambda x, w, b: F.binary_cross_entropy_with_logits(x, F.sigmoid(x), pos_weight=w[:1].detach()),
-        ["activation_forward", "elementwise_loss_forward"],
+        ["activation_forward", "elementwise_loss_inference"],
     ),
     "cross_entropy": (
         lambda x, w, b: F.cross_entropy(F.linear(x, w, b), classes(x) % 5, b.detach().abs(), label_smoothing=0.1),
-        ["linear_forward", "cross_entropy_forward"],
+        ["linear_forward", "cross_entropy_inference"],
     ),
     "linear_cross_entropy": (
         lambda x, w, b: F.linear_cross_entropy(x, w, classes(x) % 5, linear_bias=b, label_smoothing=0.1),
@@ -64,7 +64,7 @@ FUNCTIONS = {
     ),
     "cross_entropy of probabilities": (
         lambda x, w, b: F.cross_entropy(x, F.softmax(x * 2, 1), reduction="none").sum(),
-        ["softmax_forward", "cross_entropy_forward"],
+        ["softmax_forward", "cross_entropy_inference"],
     ),
 }
 
