@@ -13,7 +13,7 @@ import triton.language as tl
 
 from . import numerics as n
 from .launch import device_function, kernel
-from .product import CHUNK, product_tile
+from .product import CHUNK, matrix_of, product_tile
 from .rows import constant, fold_lanes, largest_of_tile
 
 PRODUCT_CHUNK = constant(CHUNK)
@@ -111,12 +111,10 @@ def attention_kernel(
     for number in range(tl.program_id(0), heads * blocks, tl.num_programs(0)):
         head, first = (number // blocks).to(tl.int64), (number % blocks * SHAPE[0]).to(tl.int64)
         row, seen = first + own, seen_by(first, queries, keys, CAUSAL_QUERIES, CAUSAL)
-        q = q_ptr + head // inner * q_outer + head % inner * q_inner
-        k = k_ptr + head // inner * k_outer + head % inner * k_inner
-        v = v_ptr + head // inner * v_outer + head % inner * v_inner
-        mask = None
-        if mask_ptr is not None:
-            mask = mask_ptr + head // inner * mask_outer + head % inner * mask_inner
+        q = matrix_of(q_ptr, head, inner, q_outer, q_inner)
+        k = matrix_of(k_ptr, head, inner, k_outer, k_inner)
+        v = matrix_of(v_ptr, head, inner, v_outer, v_inner)
+        mask = matrix_of(mask_ptr, head, inner, mask_outer, mask_inner)
         m, inverse = exponentials(q, k, mask, place, row, lane, queries, seen, width, strides, CAUSAL, SHAPE)
         for at in range(0, columns, SHAPE[3]):
             column = at + tl.arange(0, SHAPE[3]).to(tl.int64)
@@ -166,13 +164,11 @@ def attention_query_gradient_kernel(
     for number in range(tl.program_id(0), heads * blocks, tl.num_programs(0)):
         head, first = (number // blocks).to(tl.int64), (number % blocks * SHAPE[0]).to(tl.int64)
         row, seen = first + own, seen_by(first, queries, keys, PRODUCT_CHUNK, CAUSAL)
-        q = q_ptr + head // inner * q_outer + head % inner * q_inner
-        k = k_ptr + head // inner * k_outer + head % inner * k_inner
-        v = v_ptr + head // inner * v_outer + head % inner * v_inner
-        g = g_ptr + head // inner * g_outer + head % inner * g_inner
-        mask = None
-        if mask_ptr is not None:
-            mask = mask_ptr + head // inner * mask_outer + head % inner * mask_inner
+        q = matrix_of(q_ptr, head, inner, q_outer, q_inner)
+        k = matrix_of(k_ptr, head, inner, k_outer, k_inner)
+        v = matrix_of(v_ptr, head, inner, v_outer, v_inner)
+        g = matrix_of(g_ptr, head, inner, g_outer, g_inner)
+        mask = matrix_of(mask_ptr, head, inner, mask_outer, mask_inner)
         m, inverse = exponentials(q, k, mask, place, row, lane, queries, seen, width, strides, CAUSAL, SHAPE)
         of_row, exists = rows_ptr + (head * queries + row[:, None]) * 3, (row < queries)[:, None]
         tl.store(of_row, m, mask=exists)
@@ -234,13 +230,11 @@ def attention_key_gradient_kernel(
     strides, of_weights = (q_row, q_column, k_row, k_column, mask_row, mask_column), (g_row, g_column, v_column, v_row)
     for number in range(tl.program_id(0), heads * blocks, tl.num_programs(0)):
         head, key = (number // blocks).to(tl.int64), number % blocks * SHAPE[1] + lane
-        q = q_ptr + head // inner * q_outer + head % inner * q_inner
-        k = k_ptr + head // inner * k_outer + head % inner * k_inner
-        v = v_ptr + head // inner * v_outer + head % inner * v_inner
-        g = g_ptr + head // inner * g_outer + head % inner * g_inner
-        mask = None
-        if mask_ptr is not None:
-            mask = mask_ptr + head // inner * mask_outer + head % inner * mask_inner
+        q = matrix_of(q_ptr, head, inner, q_outer, q_inner)
+        k = matrix_of(k_ptr, head, inner, k_outer, k_inner)
+        v = matrix_of(v_ptr, head, inner, v_outer, v_inner)
+        g = matrix_of(g_ptr, head, inner, g_outer, g_inner)
+        mask = matrix_of(mask_ptr, head, inner, mask_outer, mask_inner)
         start = number % blocks * SHAPE[1] // PRODUCT_CHUNK * PRODUCT_CHUNK if CAUSAL else 0
         for begin in tl.range(start, queries, PRODUCT_CHUNK, disable_licm=True):
             first, count = tl.full((), 0, tl.int64) + begin, min(PRODUCT_CHUNK, queries - begin)

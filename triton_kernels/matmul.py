@@ -36,7 +36,7 @@ def matmul_forward(input, other):
     if other.dim() == 1:
         output = output.squeeze(-1)
     if input.dim() == 1:
-        output = output.squeeze(-1 if other.dim() == 1 else -2)
+        output = output.squeeze(-2)
     return output
 
 

@@ -41,6 +41,14 @@ def product_tile(
     return total
 
 
+@device_function
+def matrix_of(ptr, number, inner, outer_stride, inner_stride):
+    """Where a matrix of two dimensions of them begins, `inner` in the last one; None of None."""
+    if ptr is not None:
+        ptr += number // inner * outer_stride + number % inner * inner_stride
+    return ptr
+
+
 # C = f(A B + bias), z = A B + bias, for batches of `inner` matrices, which lie `outer` apart.
 @kernel
 def product_kernel(
@@ -51,8 +59,8 @@ def product_kernel(
 ):  # fmt: skip
     batch, first_row, first_column = tile_of(tl.program_id(0), M, N, GROUP, BLOCK_M, BLOCK_N)
     row, column = first_row + tl.arange(0, BLOCK_M), first_column + tl.arange(0, BLOCK_N)
-    a_ptr += batch // inner * a_outer + batch % inner * a_inner
-    b_ptr += batch // inner * b_outer + batch % inner * b_inner
+    a_ptr = matrix_of(a_ptr, batch, inner, a_outer, a_inner)
+    b_ptr = matrix_of(b_ptr, batch, inner, b_outer, b_inner)
     strides = a_row, a_column, b_row, b_column
     total = product_tile(
         a_ptr, b_ptr, row, column, M, N, K, *strides, PRECISION, CHUNK, BLOCK_M, BLOCK_N, BLOCK_K

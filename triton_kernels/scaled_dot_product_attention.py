@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .attention_blocks import attention_kernel, attention_key_gradient_kernel, attention_query_gradient_kernel, masked
 from .launch import blocks, kernel, launch, multiprocessors
-from .product import CHUNK, as_batches, product, product_tile, tiling
+from .product import CHUNK, as_batches, matrix_of, product, product_tile, tiling
 from .reduce import sum_to_size
 from .rows import LANES, SEGMENT
 from .softmax import scores_to_weights, weights_to_scores
@@ -38,14 +38,12 @@ def scores_kernel(
     """s = (q scale) k^T + mask of M scaled queries and N keys of every head."""
     head, first_row, first_column = tile_of(tl.program_id(0), M, N, GROUP, BLOCK_M, BLOCK_N)
     row, column = first_row + tl.arange(0, BLOCK_M), first_column + tl.arange(0, BLOCK_N)
-    q = q_ptr + head // inner * q_outer + head % inner * q_inner
-    k = k_ptr + head // inner * k_outer + head % inner * k_inner
+    q = matrix_of(q_ptr, head, inner, q_outer, q_inner)
+    k = matrix_of(k_ptr, head, inner, k_outer, k_inner)
     strides = q_row, q_column, k_column, k_row
     s = product_tile(q, k, row, column, M, N, K, *strides, PRECISION, CHUNK, BLOCK_M, BLOCK_N, BLOCK_K)
     inside = (row < M)[:, None] & (column < N)[None, :]
-    mask = None
-    if mask_ptr is not None:
-        mask = mask_ptr + head // inner * mask_outer + head % inner * mask_inner
+    mask = matrix_of(mask_ptr, head, inner, mask_outer, mask_inner)
     s = masked(s, mask, row, column, inside, mask_row, mask_column, first, CAUSAL)
     tl.store(s_ptr + (head * M + row[:, None]) * N + column[None, :], s, mask=inside)
 

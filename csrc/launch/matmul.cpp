@@ -180,7 +180,7 @@ Tensor matmul_forward(const Tensor& input, const Tensor& other) {
   }
   Tensor output = product_of(as_left(input), as_right(other));
   if (other.dim() == 1) output.squeeze_(-1);
-  if (input.dim() == 1) output.squeeze_(other.dim() == 1 ? -1 : -2);
+  if (input.dim() == 1) output.squeeze_(-2);
   return output;
 }
 
