@@ -35,6 +35,8 @@ SHAPES = [
     ((0, 2, 3), (3, 4)),
     ((0, 2, 3), (1, 3, 4)),
     ((0,), (0,)),
+    ((70, 1100), (1100,)),
+    ((3, 1024), (1024, 40)),
 ]
 
 
@@ -77,6 +79,24 @@ def test_special_values_have_the_same_bits_everywhere(each_cpu):
     a, b = make(6, 300, dtype=torch.float32, grad=False), make(300, 20, dtype=torch.float32, grad=False)
     a[0, 0], a[1, 1], a[2, 2], a[3], a[4] = float("nan"), float("inf"), float("-inf"), 1e-40, -0.0
     assert_all_same_bits(each_cpu(lambda: [matmul(a, b), matmul(b.T, a.T)]))
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("length", "distance"), [(512, 512), (700, 1024), (1024, 1024), (1300, 2048), (2330, 3072)])
+def test_lines_that_share_sets_of_the_cache_have_the_bits_of_lines_that_do_not(each_cpu, length, distance, dtype):
+    lines = torch.randn(70, distance).to(dtype)[:, :length]
+    apart = torch.randn(70, length + 8).to(dtype)[:, :length].copy_(lines)
+    x = torch.randn(4, length).to(dtype)
+
+    def run():
+        return [matmul(x[:rows], lines[:count].T) for rows in range(1, 5) for count in (32, 70)]
+
+    results = each_cpu(run)
+    assert_all_same_bits(results)
+    expected = [matmul(x[:rows], apart[:count].T) for rows in range(1, 5) for count in (32, 70)]
+    for ours, theirs in zip(next(iter(results.values())), expected, strict=True):
+        assert_same_bits(ours, theirs)
 
 
 LAYOUTS = {

@@ -1,7 +1,5 @@
 #include "product.h"
 
-#include <numeric>
-
 #include "dtypes.h"
 #include "parallel.h"
 #include "product_block.h"
@@ -30,13 +28,8 @@ constexpr int64_t NEAREST_CACHE_BYTES = 32 << 10;
 // Packing A pays when this many panels of B read it, packing B when so many tiles do.
 constexpr int64_t PANELS_TO_PACK_A = 5, TILES_TO_PACK_B = 3;
 
-// Lines of memory so many bytes apart share a set of the nearest cache, where few stay.
-constexpr int64_t SET_DISTANCE = 4096, LINES_IN_A_SET = 4;
 // Whether so many lines, `distance` bytes apart, stay in the nearest cache, and their pages in what translates them.
-bool stay_near(int64_t lines, int64_t distance) {
-  return 0 < distance && distance < SET_DISTANCE &&
-         lines * std::gcd(distance, SET_DISTANCE) <= LINES_IN_A_SET * SET_DISTANCE;
-}
+bool stay_near(int64_t lines, int64_t distance) { return distance < SET_DISTANCE && stay_in_sets(lines, distance); }
 
 INLINE_HD bool is_power_of_2(int64_t a) { return (a & (a - 1)) == 0; }
 

@@ -1,6 +1,8 @@
 // A part of one product that one thread computes, and what happens to its finished sums.
 #pragma once
 
+#include <numeric>
+
 #include "../numerics/activations.h"
 #include "../numerics/order.h"
 #include "../numerics/vector.h"
@@ -39,6 +41,13 @@ constexpr bool SUMS_IN_C = std::is_same_v<S, compute_t<S>>;
 template <class S>
 INLINE_HD bool sums_are_results(const Block<S>& p) {
   return SUMS_IN_C<S> && !p.bias && !p.preactivation && p.activation == Activation::none;
+}
+
+// Lines of memory so many bytes apart share a set of the nearest cache, where few stay.
+constexpr int64_t SET_DISTANCE = 4096, LINES_IN_A_SET = 4;
+// Whether so many lines, `distance` bytes apart, push none of each other out of it.
+inline bool stay_in_sets(int64_t lines, int64_t distance) {
+  return distance > 0 && lines * std::gcd(distance, SET_DISTANCE) <= LINES_IN_A_SET * SET_DISTANCE;
 }
 
 // C = activation(total + bias) over the whole block; totals(i, j, left) are those of columns j, j + 1, ..., `left` at

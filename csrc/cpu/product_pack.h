@@ -83,52 +83,46 @@ INLINE_HD DoubleV load_half_of_each(const double* a, const double* b) {
 // As many lines as there are lanes; the last of `count` stands in for those that do not exist.
 template <class S>
 struct Lines {
-  using T = compute_t<S>;
-  static constexpr int lanes = Vector<T>::size;
+  using Element = S;
+  static constexpr int lanes = ComputeV<S>::size;
   const S* line[lanes];
 
   INLINE_HD Lines(const S* first, int64_t stride, int64_t count) {
     for (int i = 0; i < lanes; i++) line[i] = first + (i < count ? i : count - 1) * stride;
   }
-  // Row k of the square: elements k of all lines. `length` of them exist, the rest are +0. What lies `ahead` elements
-  // behind a whole one is asked for: so many lines at once are more than the processor's own prefetcher follows.
-  template <bool PREFETCHES = false>
-  INLINE_HD void load_square(int64_t k, int64_t length, Square<T>& square, int64_t ahead = 0) const {
-    if constexpr (std::is_same_v<S, T> && Square<T>::blocks > 1)
-      if (length >= lanes) return load_whole_square<PREFETCHES>(k, square, ahead);
-    Vector<T> x[lanes];
-#pragma GCC unroll 16
-    for (int i = 0; i < lanes; i++) x[i] = load(line[i] + k, length, T(0));
-    if constexpr (Square<T>::blocks == 1) {
-#pragma GCC unroll 16
-      for (int i = 0; i < lanes; i++) square.rows[i] = x[i];
-    } else {
-#pragma GCC unroll 8
-      for (int pair = 0; pair < lanes / 2; pair++) {
-        const int i = Square<T>::first_of_pair(pair), j = i + Square<T>::block;
-        pair_halves(x[i], x[j], square.rows[pair], square.rows[lanes / 2 + pair], all);
-      }
-    }
-    square.transpose_blocks();
-  }
-
- private:
-  static constexpr std::make_integer_sequence<int, lanes> all{};
-  template <bool PREFETCHES>
-  INLINE_HD void load_whole_square(int64_t k, Square<T>& square, int64_t ahead) const {
-#pragma GCC unroll 8
-    for (int pair = 0; pair < lanes / 2; pair++) {
-      const int i = Square<T>::first_of_pair(pair), j = i + Square<T>::block;
-      if constexpr (PREFETCHES) {
-        __builtin_prefetch(line[i] + k + ahead);
-        __builtin_prefetch(line[j] + k + ahead);
-      }
-      square.rows[pair] = load_half_of_each(line[i] + k, line[j] + k);
-      square.rows[lanes / 2 + pair] = load_half_of_each(line[i] + k + lanes / 2, line[j] + k + lanes / 2);
-    }
-    square.transpose_blocks();
-  }
+  struct Elements {  // those from k on
+    const Lines& lines;
+    int64_t k;
+    INLINE_HD const S* of(int i) const { return lines.line[i] + k; }
+  };
+  INLINE_HD Elements from(int64_t k) const { return {*this, k}; }
 };
+
+// Row k of the square: elements k of all lines. `length` of them exist, the rest are +0.
+template <class L>
+INLINE_HD void load_square(const L& lines, int64_t k, int64_t length, Square<compute_t<typename L::Element>>& square) {
+  using S = typename L::Element;
+  using T = compute_t<S>;
+  using Q = Square<T>;
+  constexpr int lanes = Q::lanes;
+  const auto elements = lines.from(k);
+#pragma GCC unroll 8
+  for (int pair = 0; pair < (Q::blocks == 1 ? 0 : lanes / 2); pair++) {
+    const int i = Q::first_of_pair(pair);
+    const S *a = elements.of(i), *b = elements.of(i + Q::block);
+    Vector<T>&low = square.rows[pair], &high = square.rows[lanes / 2 + pair];
+    if constexpr (std::is_same_v<S, T> && Q::blocks > 1)
+      if (length >= lanes) {
+        low = load_half_of_each(a, b), high = load_half_of_each(a + lanes / 2, b + lanes / 2);
+        continue;
+      }
+    pair_halves(load(a, length, T(0)), load(b, length, T(0)), low, high, std::make_integer_sequence<int, lanes>{});
+  }
+  if constexpr (Q::blocks == 1)
+#pragma GCC unroll 4
+    for (int i = 0; i < lanes; i++) square.rows[i] = load(elements.of(i), length, T(0));
+  square.transpose_blocks();
+}
 
 // ---- packing ----------------------------------------------------------------------------------------------------
 
@@ -161,7 +155,7 @@ void pack_transposed(int64_t lines, int64_t length, const S* source, int64_t str
     const Lines<S> group(source + i * stride, stride, lines - i);
     for (int64_t k = 0; k < length; k += lanes) {
       Square<compute_t<S>> square;
-      group.load_square(k, length - k, square);
+      load_square(group, k, length - k, square);
 #pragma GCC unroll 16
       for (int j = 0; j < lanes; j++)
         if (k + j < length) store(out + (k + j) * out_stride + i, square.rows[j]);

@@ -228,6 +228,19 @@ INLINE_HD ComputeV<S> load(const S* p) {
     return widen_lanes<S>(x);
   }
 }
+// Four numbers, again and again in all lanes.
+#if defined(__AVX512F__)
+INLINE_HD FloatV load_fours(const float* p) { return FloatV::Native(_mm512_broadcast_f32x4(_mm_loadu_ps(p))); }
+INLINE_HD DoubleV load_fours(const double* p) { return DoubleV::Native(_mm512_broadcast_f64x4(_mm256_loadu_pd(p))); }
+#elif defined(__AVX2__)
+INLINE_HD FloatV load_fours(const float* p) {
+  const __m128 x = _mm_loadu_ps(p);
+  return FloatV::Native(_mm256_set_m128(x, x));
+}
+INLINE_HD DoubleV load_fours(const double* p) { return load_lanes(p); }
+#else
+INLINE_HD FloatV load_fours(const float* p) { return load_lanes(p); }
+#endif
 template <class S>
 INLINE_HD void store(S* p, ComputeV<S> x) {
   if constexpr (sizeof(S) == sizeof(compute_t<S>)) {
