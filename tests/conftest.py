@@ -54,6 +54,28 @@ def cpu_path(request):
 on_cpu_paths = pytest.mark.usefixtures("cpu_path")
 
 
+def on_each_path(name, cases, interpreted):
+    """Every case of ``name`` on every path; of those Triton's interpreter runs all but ``interpreted`` are slow."""
+    return pytest.mark.parametrize(
+        f"path, {name}",
+        [
+            pytest.param(
+                *path.values,
+                case,
+                marks=[*path.marks, *([pytest.mark.slow] if is_slow(path, case, interpreted) else [])],
+                id=f"{path.values[0]}-{case}",
+            )
+            for path in PATHS
+            for case in cases
+        ],
+        indirect=["path"],
+    )
+
+
+def is_slow(path, case, interpreted):
+    return "triton-interpreted" in path.values and case not in interpreted
+
+
 def operators():
     """The registered operators of the path under test."""
     return torch.ops.pytorch_ext_triton if backends.choice.name == "triton" else torch.ops.pytorch_ext
