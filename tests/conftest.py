@@ -52,6 +52,9 @@ def cpu_path(request):
 
 
 on_cpu_paths = pytest.mark.usefixtures("cpu_path")
+INTERPRETED_SLOWLY = [PATHS[0], pytest.param(*PATHS[2].values, marks=[*PATHS[2].marks, pytest.mark.slow])]
+# The same where the interpreter takes minutes.
+on_cpu_paths_slowly = [on_cpu_paths, pytest.mark.parametrize("cpu_path", INTERPRETED_SLOWLY, indirect=True)]
 
 
 def on_each_path(name, cases, interpreted):
