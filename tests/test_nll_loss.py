@@ -211,7 +211,7 @@ def test_bad_arguments_are_named(path, arguments, keywords, error, message):
 def test_the_second_derivative_of_16_bits_is_rounded_once(path, dtype, reduction):
     x, weight, target = torch.randn(400, 3, dtype=dtype), torch.rand(3).to(dtype), torch.arange(400) % 3
     grad, direction = torch.ones((), dtype=dtype, requires_grad=True), torch.rand(400, 3).to(dtype)
-    loss = F.nll_loss(x.requires_grad_(), target, weight, reduction=reduction)
+    loss = nll_loss(x.requires_grad_(), target, weight, reduction=reduction)
     (dx,) = torch.autograd.grad(loss, x, grad, create_graph=True)
     (found,) = torch.autograd.grad(dx, grad, direction)
     weights = weight.double()[target]
