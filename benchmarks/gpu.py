@@ -60,7 +60,7 @@ def in_processes(dist="loadscope"):
     """pytest in several processes, in which a kernel that hangs ends one of them; as far as the plugins are there."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
     if importlib.util.find_spec("pytest_timeout"):
-        command += ["--timeout", "200", "--timeout-method", "thread"]
+        command += ["--timeout", "300", "--timeout-method", "thread"]
     if importlib.util.find_spec("xdist"):
         command += ["-n", str(min(os.cpu_count(), 8)), "--dist", dist]
     return command
