@@ -1,17 +1,21 @@
 """Builds, tests and measures the package on a machine with a GPU and no network: `make gpu`, options through ARGS.
 
-Stages, each below ten minutes: build (for this GPU alone), test (the CUDA tests, then the whole suite), sanitize
-(compute-sanitizer's memcheck and racecheck over every op on small shapes), bench (operators, optimisers and training
-steps beside stock PyTorch; then the table by which `auto` chooses between CUDA C++ and Triton). Results go to
-benchmarks/results/<gpu>/: a log per stage, gpu.json with every outcome, and the benchmark's tables. Ends with 1 where
-a stage failed.
+Stages, each below ten minutes: build (for this GPU alone), test (the CUDA tests, those of Triton's kernels on the
+device, then the whole suite), sanitize (compute-sanitizer's memcheck and racecheck over every op on small shapes),
+bench (operators, optimisers and training steps at sizes that fill a GPU, beside stock PyTorch; then the table by which
+`auto` chooses between CUDA C++ and Triton), models (the CPU's benchmark on the device). The steps of a stage share its
+time. Results go to benchmarks/results/<gpu>/: a log per step, gpu.json with every outcome, a folder of tables per
+group. Ends with 1 where a step failed.
 """
 
 import argparse
+import contextlib
+import importlib.util
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +26,19 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 570  # of a stage
 TENSOR_CORES = {"PYTORCH_EXT_TENSOR_CORES": "1"}  # our own products of 16 bits instead of the stock operator's
+TRITON = {"PYTORCH_EXT_BACKEND": "triton"}
+# The tests that run Triton's kernels on the device.
+OF_TRITON = "triton-cuda or on_a_device or (test_one_pass and triton)"
+# Of gpu_cases.py, what `auto` chooses by first: the seconds in which a case may begin. Starting takes some ten more.
+GROUPS = {
+    "gpu_rows": 100,
+    "gpu_attention": 50,
+    "gpu_elementwise": 50,
+    "gpu_optimizers": 20,
+    "gpu_products": 50,
+    "gpu_low_precision": 90,
+    "gpu_steps": 50,
+}
 
 
 def architecture():
@@ -39,11 +56,23 @@ def build_stage(options):
     yield "doctor", [sys.executable, "-m", "pytorch_ext", "doctor", "--json"], {}
 
 
+def in_processes(dist="loadscope"):
+    """pytest in several processes, in which a kernel that hangs ends one of them; as far as the plugins are there."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+    if importlib.util.find_spec("pytest_timeout"):
+        command += ["--timeout", "300", "--timeout-method", "thread"]
+    if importlib.util.find_spec("xdist"):
+        command += ["-n", str(min(os.cpu_count(), 8)), "--dist", dist]
+    return command
+
+
 def test_stage(options):
-    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    yield "test-cuda", [*pytest, "tests/test_cuda.py"], {}
+    pytest = in_processes()
+    yield "test-cuda", [*in_processes("load"), "tests/test_cuda.py"], {}
+    yield "test-triton", [*in_processes("load"), "tests", "-k", OF_TRITON], {}
     yield "test-tensor-cores", [*pytest, "tests/test_cuda_tensor_cores.py"], TENSOR_CORES
-    yield "test-suite", [*pytest, "tests", "--ignore=tests/test_cuda.py", *options.pytest], {}
+    rest = ["--ignore=tests/test_cuda.py", "-k", f"not ({OF_TRITON})"]
+    yield "test-suite", [*pytest, "tests", *rest, *options.pytest], {}
 
 
 def sanitize_stage(options):
@@ -58,31 +87,55 @@ def sanitize_stage(options):
         yield tool, command, environment
     command = [sanitizer, "--tool", "memcheck", "--error-exitcode", "1", sys.executable, "tests/sanitize.py"]
     yield "memcheck-tensor-cores", [*command, "cuda", "linear", "matmul"], {**environment, **TENSOR_CORES}
+    yield "memcheck-triton", command, {**environment, **TRITON}
+
+
+def benchmark(options, name):
+    """A process of its own: what a kernel breaks on the device stays broken to the end of the process."""
+    return [sys.executable, "benchmarks/run.py", "--device", "cuda", "--output", str(options.output / name)]
 
 
 def bench_stage(options):
-    command = [sys.executable, "benchmarks/run.py", "--device", "cuda", "--output", str(options.output)]
-    yield "bench", [*command, *options.bench], {}
-    yield "table", [sys.executable, "benchmarks/gpu_table.py", str(options.output / "results.json")], {}
-    command = [*command[:-1], str(options.output / "tensor-cores"), "--group", "gpu_low_precision"]
-    yield "bench-tensor-cores", command, TENSOR_CORES
+    for group, seconds in GROUPS.items():
+        command = [*benchmark(options, group), "--group", group, "--seconds", str(seconds), *options.bench]
+        yield f"bench-{group}", command, {}
+    results = [str(options.output / group / "results.json") for group in GROUPS]
+    yield "table", [sys.executable, "benchmarks/gpu_table.py", *results], {}
 
 
-STAGES = {"build": build_stage, "test": test_stage, "sanitize": sanitize_stage, "bench": bench_stage}
+def models_stage(options):
+    group = ["--group", "gpu_low_precision", "--seconds", "90"]
+    yield "bench-tensor-cores", [*benchmark(options, "tensor-cores"), *group], TENSOR_CORES
+    yield "bench-models", [*benchmark(options, "models"), "--without-gpu-groups", "--seconds", "400"], {}
 
 
-def run(name, command, environment, output):
+STAGES = {
+    "build": build_stage,
+    "test": test_stage,
+    "sanitize": sanitize_stage,
+    "bench": bench_stage,
+    "models": models_stage,
+}
+
+
+def run(name, command, environment, output, seconds=SECONDS):
     """The outcome of one command; what it prints is shown and kept."""
     print(f"== {name}: {' '.join(command)}", flush=True)
     start, log = time.monotonic(), output / f"{name}.log"
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **environment}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    variables = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **environment}
     with open(log, "w") as file:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=variables, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
-            status = subprocess.run(
-                command, cwd=ROOT, env=variables, stdout=file, stderr=subprocess.STDOUT, timeout=SECONDS
-            ).returncode
+            status = process.wait(seconds)
         except subprocess.TimeoutExpired:
             status = "timed out"
+        finally:  # also what it has started
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     lines = log.read_text(errors="replace").splitlines()
     print("\n".join(lines[-15:]), flush=True)
     return {"status": status, "seconds": round(time.monotonic() - start, 1), "last": lines[-1] if lines else ""}
@@ -92,6 +145,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stages", nargs="*", metavar="stage", help=f"of {', '.join(STAGES)} (default: all)")
     parser.add_argument("--output", type=Path, help="instead of benchmarks/results/<gpu>")
+    parser.add_argument("--step", action="append", help="only this step of the stages (may be repeated)")
     parser.add_argument("--pytest", nargs="*", default=[], help="more arguments for the suite")
     parser.add_argument("--bench", nargs="*", default=[], help="more arguments for the benchmark")
     options = parser.parse_args()
@@ -107,13 +161,18 @@ def main():
     record = options.output / "gpu.json"
     report = json.loads(record.read_text()) if record.is_file() else {}
     report |= {"gpu": name, "torch": torch.__version__, "cuda": torch.version.cuda}
-    failed = []
+    failed, unknown = [], set(options.step or ())
     for stage in options.stages or STAGES:
+        ends = time.monotonic() + SECONDS
         for step, command, environment in STAGES[stage](options):
-            outcome = run(step, command, environment, options.output)
+            if options.step and step not in options.step:
+                continue
+            unknown.discard(step)
+            outcome = run(step, command, environment, options.output, ends - time.monotonic())
             report.setdefault("steps", {})[step] = outcome
             failed += [step] if outcome["status"] else []
             record.write_text(json.dumps(report, indent=1) + "\n")
+    failed += [f"{step} (no such step)" for step in sorted(unknown)]
     print(f"failed: {', '.join(failed)}" if failed else "every step passed")
     return 1 if failed else 0
 

@@ -1,19 +1,17 @@
-"""Writes the table by which `auto` chooses between CUDA C++ and Triton, from a benchmark's results.json.
+"""Writes the table by which `auto` chooses between CUDA C++ and Triton, from the results.json of benchmarks of one GPU.
 
-`make gpu` does so after its benchmark. The table goes to pytorch_ext/measured/<gpu>.json, to be looked at and then
+`make gpu` does so after its benchmarks. The table goes to pytorch_ext/measured/<gpu>.json, to be looked at and then
 committed; pytorch_ext/measured.py reads it.
 """
 
 import argparse
 import datetime
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 from pytorch_ext import measured, triton_path
 
-ROOT = Path(__file__).resolve().parent.parent
 NATIVE, TRITON = "CUDA C++", "Triton"
 
 
@@ -35,37 +33,41 @@ def thresholds(rows):
     return found
 
 
-def commit():
-    """The commit measured, with a mark where files had been changed; None outside of a repository."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip() or None
-
-
-def table(report):
+def table(reports):
     """The table, with what it was made of."""
-    rows = [row for row in report["results"] if "op" in row and {NATIVE, TRITON} <= row["timings"].keys()]
+    rows = [row for report in reports for row in report["results"]]
+    rows = [row for row in rows if "op" in row and {NATIVE, TRITON} <= row["timings"].keys()]
     cases = [
         {key: row[key] for key in ("case", "op", "dtype", "elements")}
         | {name: {key: row["timings"][name][key] for key in ("median", "spread")} for name in (NATIVE, TRITON)}
         for row in rows
     ]
     return {
-        "machine": report["machine"],
+        "machine": reports[0]["machine"],
         "triton": triton_path.triton_version(),
-        "commit": commit(),
         "date": datetime.date.today().isoformat(),
         "triton_from": thresholds(rows),
         "seconds": cases,
     }
 
 
+def read(files):
+    """The reports of the benchmarks that have come to one, all of one GPU, package and commit."""
+    reports = [json.loads(file.read_text()) for file in files if file.is_file()]
+    for key in ("GPU", "torch", "commit"):
+        found = {report["machine"].get(key) for report in reports}
+        if len(found) > 1:
+            raise ValueError(f"gpu_table: expected results of one {key}, got {', '.join(sorted(map(str, found)))}")
+    return reports
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", type=Path, help="results.json of benchmarks/run.py --device cuda")
+    parser.add_argument("results", type=Path, nargs="+", help="results.json of benchmarks/run.py --device cuda")
     parser.add_argument("--folder", type=Path, default=measured.FOLDER, help="instead of pytorch_ext/measured")
     options = parser.parse_args()
-    found = table(json.loads(options.results.read_text()))
+    reports = read(options.results)
+    found = table(reports) if reports else {"seconds": []}
     if not found["seconds"]:
         print(f"no case has {NATIVE} beside {TRITON}: there is nothing to choose between")
         return 0

@@ -1,15 +1,19 @@
 """Side-by-side benchmark against stock PyTorch: `make bench`, options through ARGS.
 
 Prints the goals and a table per group, what loses first, and writes JSON, Markdown and figures with the machine's
-description to benchmarks/results/<machine>/.
+description to benchmarks/results/<machine>/; the JSON after every case, so that nothing measured is lost. On a GPU what
+raises is left out and named at the end; then the result is 1.
 """
 
 import argparse
+import contextlib
 import json
+import os
 import platform
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -28,9 +32,13 @@ SHOWN_BYTES = 2**20  # a call's memory below this is the allocator's noise
 
 
 def commit():
-    """The commit that is measured, with a mark where files differ from it."""
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
+    """The commit that is measured, with a mark where files differ from it; outside of a repository what COMMIT says."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    except FileNotFoundError:
+        done = ""
+    return done or os.environ.get("COMMIT", "unknown")
 
 
 def machine(threads, device):
@@ -61,18 +69,39 @@ def machine(threads, device):
     }
 
 
-def measure(group, threads, patterns, device):
+def measure(group, threads, patterns, device, ends):
+    """A row for every case that begins before ``ends`` on the monotonic clock."""
     torch.set_num_threads(threads)
     cases = (GROUPS | GPU_GROUPS)[group]()
-    while True:
+    while time.monotonic() < ends:
         with torch.device(device):  # for the tensors the case makes, not while it runs
             name, providers, cost = next(cases, (None, None, None))
         if name is None:
             return
         if any(pattern in name for pattern in patterns):
+            failed = failures(providers) if device == "cuda" else {}
+            providers = {p: function for p, function in providers.items() if p not in failed}
             timings = {p: vars(t) for p, t in compare(providers, device).items()}
             memory = {p: peak_memory(providers[p]) for p in ("ours", "stock")} if device == "cpu" else {}
-            yield {"case": name, "threads": threads, "timings": timings, "memory": memory, **cost}
+            yield {"case": name, "threads": threads, "timings": timings, "memory": memory, "failed": failed, **cost}
+
+
+def failures(providers):
+    """{provider: its error} of those that raise: of what has never run on a GPU one must not hide the others."""
+    found = {}
+    for name, function in providers.items():
+        try:
+            with getattr(function, "context", contextlib.nullcontext)():
+                function()
+            torch.cuda.synchronize()
+        except Exception as error:
+            found[name] = f"{type(error).__name__}: {error}".strip().split("\n")[0]
+    return found
+
+
+def is_whole(row):
+    """Whether ours stands beside stock."""
+    return {"ours", "stock"} <= row["timings"].keys()
 
 
 def share_of_limit(row, device):
@@ -172,6 +201,8 @@ def main():
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where the tensors are")
     parser.add_argument("--match", action="append", help="only cases whose name contains this (may be repeated)")
     parser.add_argument("--output", type=Path, help="instead of benchmarks/results/<machine>")
+    parser.add_argument("--without-gpu-groups", action="store_true", help="on a GPU too, only the groups of the CPU")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="no case begins after so many")
     options = parser.parse_args()
     torch.manual_seed(0)
     on_gpu = options.device == "cuda"
@@ -179,23 +210,27 @@ def main():
     description = machine(threads_tried, options.device)
     output = options.output or folder_of(description)
     output.mkdir(parents=True, exist_ok=True)
-    results, text = [], ""
-    for group in options.group or [*GROUPS, *(GPU_GROUPS if on_gpu else [])]:
-        rows = []
+    results, text, ends = [], "", time.monotonic() + options.seconds
+    of_gpu = GPU_GROUPS if on_gpu and not options.without_gpu_groups else {}
+    for group in options.group or [*of_gpu, *GROUPS]:
+        first = len(results)
         for threads in threads_tried:
-            found = measure(group, threads, options.match or [""], options.device)
-            rows += tqdm(found, desc=f"{group}, {threads} threads", leave=False)
+            found = measure(group, threads, options.match or [""], options.device, ends)
+            for row in tqdm(found, desc=f"{group}, {threads} threads", leave=False):
+                results.append(row)
+                report = json.dumps({"machine": description, "results": results}, indent=1)
+                (output / "results.json").write_text(report + "\n")
+        rows = list(filter(is_whole, results[first:]))
         if rows:
-            results += rows
             text += f"\n## {group}\n\n{table(rows, options.device)}\n"
             draw(rows, output / f"{group.replace(' ', '-')}.png")
     heading = ", ".join(f"{key}: {value}" for key, value in description.items())
     if not on_gpu and (found := goals(results)):
         text = f"\n## Goals\n\n{found}\n{text}"
-    print(f"{heading}\n{text}\nin {output}")
-    (output / "results.json").write_text(json.dumps({"machine": description, "results": results}, indent=1) + "\n")
+    failed = [f"{row['case']}: {name}: {error}" for row in results for name, error in row["failed"].items()]
+    print(f"{heading}\n{text}\nin {output}", *failed, sep="\n")
     (output / "results.md").write_text(f"# Benchmark\n\n{heading}\n{text}")
-    return 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

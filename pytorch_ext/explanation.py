@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from . import native
 from .backends import choice
+from .flops import NAMESPACES
 from .ops.checks import expect, is_autocast
 from .ops.paths import KERNEL_DTYPES, products_are_ieee
 from .recording import now, recorded, returned
@@ -17,7 +18,6 @@ from .reproducibility import MOVES
 from .triton_coverage import in_transform
 from .triton_path import is_interpreted
 
-OURS = ("pytorch_ext", "pytorch_ext_triton")  # namespaces of operators
 PRODUCTS = ("linear", "matmul")
 # Operators of torch whose work a kernel of this package does where it is asked.
 OURS_TOO = set("addmm mm bmm baddbmm _softmax _log_softmax relu sigmoid tanh gelu silu mse_loss native_dropout".split())
@@ -111,7 +111,7 @@ class Operators(TorchDispatchMode):
         if tensors and not self.recorder.depth and base not in MOVES and name not in MOVES:
             seconds = now(tensors) - start
             path, why, op = "stock", self.why(base), f"{namespace}.{name}"
-            if namespace in OURS:
+            if namespace in NAMESPACES:
                 path, why = taken(name, tensors, args[0] if name.endswith("_backward") else result)
                 op = name
             called_by = self.layer_of_forward_pass(base, tensors[0])

@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .flops import NAMESPACES
 from .report import Report
 
 # One correctly rounded operation per element, or none: the same on every device.
@@ -23,7 +24,7 @@ MOVES = set(
 _local_scalar_dense _reshape_alias _to_copy _unsafe_view alias arange as_strided cat clone constant_pad_nd copy
 detach diagonal diagonal_scatter embedding empty empty_like empty_strided expand eye fill flip full full_like gather
 index index_select lift lift_fresh narrow new_empty new_empty_strided new_full new_ones new_zeros ones ones_like
-permute pin_memory repeat reshape resize roll scalar_tensor scatter select select_backward select_scatter slice
+permute pin_memory repeat reshape resize roll scalar_tensor scatter select select_backward select_scatter set slice
 slice_backward slice_scatter split split_with_sizes squeeze stack t take transpose tril triu unbind unfold unsqueeze
 view zero zeros zeros_like
 """.split()
@@ -89,7 +90,7 @@ def check_reproducible():
 
     ``with pytorch_ext.check_reproducible() as found: step()``; afterwards ``found`` is true where the block gives the
     same bits on every device, and prints the operators that keep it from that, backward passes and optimisers included.
-    Kernels run as ever. Those of the Triton path are no operators and are not seen, which is right: they are inside.
+    Kernels run as ever. Those of an optimiser on the Triton path are no operators and are not seen: they are inside.
     """
     return Reproducibility()
 
@@ -101,7 +102,7 @@ def float_tensors(tree):
 def outside(function, args, kwargs, result):
     """Why an operator is outside the contract, or None."""
     namespace, _, name = function._schema.name.partition("::")
-    if namespace == "pytorch_ext":
+    if namespace in NAMESPACES:
         dtype = str(result.dtype).removeprefix("torch.")
         return None if result.dtype == torch.float32 else f"the contract is for float32, this is {dtype}"
     base = name.removesuffix("_").removeprefix("_foreach_").removesuffix("_copy")

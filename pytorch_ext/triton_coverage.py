@@ -2,7 +2,7 @@
 
 import torch
 
-from .ops.paths import KERNEL_DTYPES, TRACED, in_function_mode, is_exporting_onnx
+from .ops.paths import KERNEL_DTYPES, TRACED, in_function_mode
 from .triton_path import PLAIN, kernels
 
 _KEYS = ("CPU", "CUDA", "ADInplaceOrView", "AutogradCPU", "AutogradCUDA", "AutocastCPU", "AutocastCUDA")
@@ -30,8 +30,9 @@ def is_ordinary(t):
 
 
 def in_transform():
-    """Whether a function mode, a functional transform or an exporter decides what a call means."""
-    if torch._C._is_tracing() and is_exporting_onnx():
+    """Whether a function mode, a functional transform or an exporter decides what a call means; torch.jit.trace records
+    the registered operators, and could not write a Python function down."""
+    if torch._C._is_tracing():
         return True
     return in_function_mode() or torch._C._functorch.peek_interpreter_stack() is not None
 

@@ -94,6 +94,12 @@ def log_softmax(input, dim, dtype):
     return softmax_or_logarithm(input, dim, dtype, True)
 
 
+def recorded(*tensors):
+    """The tensors, as constants where no gradient is recorded: an autograd.Function is told what requires one, not that
+    nobody will ask for it, and a loss would compute gradients in advance."""
+    return tensors if torch.is_grad_enabled() else [t if t is None else t.detach() for t in tensors]
+
+
 def loss_operands(input, others, weights, reduction):
     """The tensors of a loss as they are computed: of one dtype, under autocast float32, as in stock; else None.
 
@@ -109,8 +115,9 @@ def loss_operands(input, others, weights, reduction):
     if torch.is_autocast_enabled(input.device.type):
         if any(t.dtype == torch.float64 for t in given) != (input.dtype == torch.float64):
             return None
-        return [t if t is None or t.dtype == torch.float64 else t.float() for t in (input, *others, *weights)]
-    return [input, *others, *weights] if all(t.dtype == input.dtype for t in given) else None
+        operands = [t if t is None or t.dtype == torch.float64 else t.float() for t in (input, *others, *weights)]
+        return recorded(*operands)
+    return recorded(input, *others, *weights) if all(t.dtype == input.dtype for t in given) else None
 
 
 def fits(input, weight):
@@ -180,9 +187,10 @@ def linear_cross_entropy(
         return None
     if autocast and dtype is None and operands[0].dtype != torch.float64:
         dtype = torch.float32
+    x, w, bias = recorded(*operands)
     with autocast_off(input):
         return LinearCrossEntropyFunction.apply(
-            *operands[:2], target, operands[2], weight, reduction, ignore_index, float(label_smoothing), dtype
+            x, w, target, bias, weight, reduction, ignore_index, float(label_smoothing), dtype
         )
 
 

@@ -101,6 +101,15 @@ def launcher(name):
     return call
 
 
+def whole(result):
+    """Tensors that are no views, which could not be changed in place where an autograd.Function returned them."""
+    if isinstance(result, tuple):
+        return tuple(map(whole, result))
+    if isinstance(result, torch.Tensor) and result._is_view():
+        return torch.ops.aten._unsafe_view(result, result.shape)
+    return result
+
+
 class Launchers:
     """What launches kernels, <op>_forward and <op>_backward say; as registered operators where a compiler traces."""
 
@@ -109,7 +118,9 @@ class Launchers:
 
         def call(first, *arguments, **options):
             traced = is_dynamo_compiling() or type(first) not in PLAIN or torch._C._len_torch_dispatch_stack()
-            return (operator if traced else at_once)(first, *arguments, **options)
+            if traced:
+                return operator(first, *arguments, **options)
+            return whole(at_once(first, *arguments, **options))
 
         setattr(self, name, call)
         return call

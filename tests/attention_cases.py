@@ -2,7 +2,6 @@
 
 import math
 
-import pytest
 import torch
 
 INF = math.inf
@@ -55,7 +54,6 @@ CASES = {
     "no values": ([(2, 3, 4), (2, 5, 4), (2, 5, 0)], {}),
     "no batch": ([(0, 3, 4), (0, 5, 4), (0, 5, 4)], {}),
 }
-each_case = pytest.mark.parametrize("name", CASES)
 
 # Each sum of the forward and the backward pass over three chunks of a product, or over two with causality between them.
 LONG = {
@@ -70,10 +68,12 @@ LONG = {
 
 def case(name, dtype):
     shapes, options = CASES[name] if name in CASES else LONG[name]
-    options = dict(options)
-    if "attn_mask" in options and options["attn_mask"].is_floating_point():
-        options["attn_mask"] = options["attn_mask"].to(dtype, copy=True).requires_grad_()
-    return [make(*shape, dtype=dtype) for shape in shapes], options
+    inputs, mask = [make(*shape, dtype=dtype) for shape in shapes], options.get("attn_mask")
+    if mask is not None:
+        is_learned = mask.is_floating_point()
+        mask = mask.to(inputs[0].device, dtype if is_learned else mask.dtype, copy=True).requires_grad_(is_learned)
+        options = options | {"attn_mask": mask}
+    return inputs, dict(options)
 
 
 def wave(t, step):

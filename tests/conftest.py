@@ -52,6 +52,31 @@ def cpu_path(request):
 
 
 on_cpu_paths = pytest.mark.usefixtures("cpu_path")
+INTERPRETED_SLOWLY = [PATHS[0], pytest.param(*PATHS[2].values, marks=[*PATHS[2].marks, pytest.mark.slow])]
+# The same where the interpreter takes minutes.
+on_cpu_paths_slowly = [on_cpu_paths, pytest.mark.parametrize("cpu_path", INTERPRETED_SLOWLY, indirect=True)]
+
+
+def on_each_path(name, cases, interpreted):
+    """Every case of ``name`` on every path; of those Triton's interpreter runs all but ``interpreted`` are slow."""
+    return pytest.mark.parametrize(
+        f"path, {name}",
+        [
+            pytest.param(
+                *path.values,
+                case,
+                marks=[*path.marks, *([pytest.mark.slow] if is_slow(path, case, interpreted) else [])],
+                id=f"{path.values[0]}-{case}",
+            )
+            for path in PATHS
+            for case in cases
+        ],
+        indirect=["path"],
+    )
+
+
+def is_slow(path, case, interpreted):
+    return "triton-interpreted" in path.values and case not in interpreted
 
 
 def operators():

@@ -1,10 +1,12 @@
 """`make bench`: what it measures, what it writes, and that every goal it missed is explained."""
 
+import contextlib
 import itertools
 import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import goals  # noqa: E402
 import limits  # noqa: E402
 import providers  # noqa: E402
+import run  # noqa: E402
 import timing  # noqa: E402
 
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*/results.json"))
@@ -38,6 +41,36 @@ def test_the_benchmark_writes_tables_figures_and_the_machine(tmp_path):
     table = (tmp_path / "results.md").read_text()
     assert "| softmax 3x5 backward | 1 |" in table and "| softmax 3x5 backward | 1 |" in done.stdout
     assert {file.name for file in tmp_path.glob("*.png")} == {"rows.png", "optimizers.png"}
+
+
+@needs_native
+def test_what_raises_on_a_gpu_leaves_the_rest_measured(monkeypatch, tmp_path, capsys):
+    """A made-up device: tensors of the CPU, times of its clock."""
+
+    def cases():
+        x = torch.ones(3)
+        yield "one that raises", {"ours": x.sum, "stock": x.sum, "Triton": lambda: x.view(7)}, {"op": "softmax"}
+        yield "ours raises", {"ours": lambda: x.view(7), "stock": x.sum}, {}
+        yield "too late", {"ours": x.sum, "stock": x.sum}, {}
+
+    times = {"median": 1.0, "spread": 0.0, "disturbed": 0}
+    monkeypatch.setattr(run, "GPU_GROUPS", {"rows": cases})
+    monkeypatch.setattr(run, "compare", lambda providers, device: {p: timing.Timing(**times) for p in providers})
+    monkeypatch.setattr(run, "machine", lambda *_: {"GPU": "Made-up GPU 9000"})
+    monkeypatch.setattr(torch, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    clock = iter([0, 1, 2, 99])
+    monkeypatch.setattr(run, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    arguments = ["--device", "cuda", "--group", "rows", "--seconds", "50", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
+    assert run.main() == 1
+    first, second = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert first["timings"] == {"ours": times, "stock": times} and first["op"] == "softmax"
+    assert first["failed"].keys() == {"Triton"} and "shape '[7]' is invalid" in first["failed"]["Triton"]
+    assert second["timings"].keys() == {"stock"} and second["failed"].keys() == {"ours"}
+    assert "one that raises: Triton: RuntimeError: shape '[7]' is invalid" in capsys.readouterr().out
+    table = (tmp_path / "results.md").read_text()
+    assert "| one that raises | 1 | 1000000.0" in table and "ours raises" not in table
 
 
 def test_a_context_surrounds_the_rounds_of_its_provider_only():

@@ -6,10 +6,13 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import on_cpu_paths
 from torch import nn
 
 import pytorch_ext
 from pytorch_ext import functional
+
+pytestmark = on_cpu_paths
 
 OTHER = nn.ReLU()
 

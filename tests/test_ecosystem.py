@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import assert_same_bits
-from conftest import needs_native
+from conftest import needs_native, on_cpu_paths
 from converted import MODELS, made, output_of
 from torch import nn
 from torch.nn.utils import prune
@@ -174,6 +174,7 @@ def operations(model, *arguments, training):
 
 @needs_native
 @pytest.mark.parametrize("training", [True, False])
+@on_cpu_paths
 def test_torchs_counter_of_operations_counts_ours_as_its_own(training):
     x = torch.randn(7, 3)
     last_layer = pytorch_ext.nn.LinearCrossEntropyLoss(3, 5)
@@ -227,6 +228,7 @@ def test_checkpointing_repeats_the_mask_of_dropout():
 
 
 @pytest.mark.parametrize("name", MODELS)
+@on_cpu_paths
 def test_inference_mode_and_no_grad_have_the_bits_of_training(name):
     model, _, arguments = pair(name)
     if name in ("tied", "encoder", "decoder", "multihead"):  # torch has operators of its own for their inference
@@ -245,6 +247,7 @@ def test_inference_mode_and_no_grad_have_the_bits_of_training(name):
 
 
 @pytest.mark.parametrize("name", ["sequential", "written", "attention", "image"])
+@on_cpu_paths
 def test_a_trace_has_the_bits_of_the_model_saved_and_loaded(name, tmp_path):
     model, _, arguments = pair(name)
     model.eval()
@@ -263,6 +266,7 @@ def test_symbolic_tracing_gives_a_graph_of_stock_functions():
     torch.testing.assert_close(traced(x), stock(x))
 
 
+@on_cpu_paths
 def test_threads_train_models_of_their_own_as_one_thread_does():
     x = torch.randn(20, 3)
 

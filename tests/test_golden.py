@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from conftest import instruction_sets, needs_interpreter, needs_native
+from conftest import instruction_sets, needs_interpreter, needs_native, needs_triton_on_cuda
 from golden import HASHES, TRAININGS, batches, train, weight_hash
 from spec import linear, optimizers
 from spec.losses_classification import cross_entropy
@@ -50,6 +50,13 @@ def test_twenty_steps_of_interpreted_triton_kernels_end_in_the_recorded_weights(
     hashes = {step: value for step, value in HASHES[name].items() if step <= 20}
     with pytorch_ext.backend("triton"):
         assert train(name, tuple(hashes)) == hashes
+
+
+@needs_triton_on_cuda
+@pytest.mark.parametrize("name", HASHES)
+def test_triton_s_kernels_on_a_device_end_in_the_recorded_weights(name):
+    with pytorch_ext.backend("triton"):
+        assert train(name, tuple(HASHES[name]), device=torch.device("cuda")) == HASHES[name]
 
 
 def test_the_specification_alone_ends_in_the_recorded_weights():

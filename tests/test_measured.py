@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 gpu_table = pytest.importorskip("gpu_table")
 GPU = "Made-up GPU 9000"
+MACHINE = {"GPU": GPU, "torch": "1.0", "commit": "0123abc"}
 
 
 def row(op, elements, native_seconds, triton_seconds, spread=0.0, dtype="float32"):
@@ -48,8 +49,11 @@ def tables(tmp_path, monkeypatch):
     monkeypatch.setattr(measured, "FOLDER", tmp_path / "measured")
     measured.table_of.cache_clear()
     results = tmp_path / "results.json"
-    results.write_text(json.dumps({"machine": {"GPU": GPU, "torch": "1.0"}, "results": ROWS}))
-    monkeypatch.setattr(sys, "argv", ["gpu_table.py", str(results), "--folder", str(measured.FOLDER)])
+    others = tmp_path / "others.json"  # a benchmark in two parts
+    for file, rows in ((results, ROWS[:3]), (others, ROWS[3:])):
+        file.write_text(json.dumps({"machine": MACHINE, "results": rows}))
+    files = [str(results), str(tmp_path / "of a group that did not come to one.json"), str(others)]
+    monkeypatch.setattr(sys, "argv", ["gpu_table.py", *files, "--folder", str(measured.FOLDER)])
     assert gpu_table.main() == 0
     yield measured.FOLDER
     measured.table_of.cache_clear()
@@ -65,10 +69,18 @@ def test_the_table_says_from_where_on_triton_was_faster_in_every_case(tables):
 def test_the_table_says_what_it_was_made_of(tables):
     (file,) = tables.iterdir()
     table = json.loads(file.read_text())
-    assert file.name == "made-up-gpu-9000.json" and table["machine"] == {"GPU": GPU, "torch": "1.0"}
-    assert table["triton"] == triton_path.triton_version() and table["date"].startswith("20") and "commit" in table
+    assert file.name == "made-up-gpu-9000.json" and table["machine"] == MACHINE
+    assert table["triton"] == triton_path.triton_version() and table["date"].startswith("20")
     assert len(table["seconds"]) == len(ROWS) - 1
     assert table["seconds"][0]["Triton"] == {"median": 2.0, "spread": 0.0}
+
+
+def test_results_of_two_commits_make_no_table(tmp_path):
+    files = [tmp_path / f"{i}.json" for i in range(2)]
+    for file, commit in zip(files, ("0123abc", "4567def"), strict=True):
+        file.write_text(json.dumps({"machine": MACHINE | {"commit": commit}, "results": ROWS}))
+    with pytest.raises(ValueError, match="gpu_table: expected results of one commit, got 0123abc, 4567def"):
+        gpu_table.read(files)
 
 
 def test_nothing_measured_makes_no_table(tmp_path, monkeypatch, capsys):
@@ -149,4 +161,5 @@ def test_tables_in_the_repository_say_where_they_come_from():
     for file in (ROOT / "pytorch_ext" / "measured").glob("*.json"):
         table = json.loads(file.read_text())
         assert file.name == measured.file_name(table["machine"]["GPU"])
-        assert table["commit"] and table["seconds"] and table["machine"]["torch"] and table["triton"]
+        assert table["machine"]["commit"] != "unknown" and table["machine"]["torch"]
+        assert table["seconds"] and table["triton"]

@@ -204,3 +204,18 @@ def test_bad_arguments_are_named(path, arguments, keywords, error, message):
         nll_loss(*arguments, **keywords)
     with pytest.raises(error):
         F.nll_loss(*arguments, **keywords)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_second_derivative_of_16_bits_is_rounded_once(path, dtype, reduction):
+    target = torch.arange(40) % 3
+    for _ in range(10):
+        x, weight = torch.randn(40, 3, dtype=dtype, requires_grad=True), torch.rand(3).to(dtype)
+        grad, direction = torch.ones((), dtype=dtype, requires_grad=True), torch.rand(40, 3).to(dtype)
+        (dx,) = torch.autograd.grad(nll_loss(x, target, weight, reduction=reduction), x, grad, create_graph=True)
+        (found,) = torch.autograd.grad(dx, grad, direction)
+        weights = weight.double()[target]
+        exact = -(weights * direction.double().gather(1, target[:, None])[:, 0]).sum()
+        exact /= weights.sum() if reduction == "mean" else 1
+        torch.testing.assert_close(found.double(), exact, rtol=0.501 * torch.finfo(dtype).eps, atol=0)

@@ -3,23 +3,24 @@
 import pytest
 import torch
 from accuracy import assert_same_bits
+from conftest import on_cpu_paths
 from test_optim import ONE_EACH, give_gradients, parameters, tensors, train
 
-from pytorch_ext import native, optim
+from pytorch_ext import optim
 from pytorch_ext.backends import choice
 
-pytestmark = pytest.mark.skipif(native.library is None, reason=f"native library: {native.reason}")
+pytestmark = on_cpu_paths
 
 
 @pytest.fixture
-def native_steps(monkeypatch):
-    """What every native call of the test answered: True, or None where the stock step had to take over."""
-    answers = []
+def steps_in_one_call(cpu_path, monkeypatch):
+    """What every call of the path's steps answered: True, or None where the stock step had to take over."""
+    answers, kernels = [], choice.kernels
 
     class Recorder:
         def __getattr__(self, name):
             def call(*args):
-                answers.append(getattr(native.library, name)(*args))
+                answers.append(getattr(kernels, name)(*args))
                 return answers[-1]
 
             return call
@@ -82,9 +83,9 @@ UNCOVERED = [strided_parameters, subclass_parameters, aliased_parameters, comple
 
 @pytest.mark.parametrize("make", UNCOVERED, ids=lambda f: f.__name__)
 @pytest.mark.parametrize(("name", "options"), ONE_EACH, ids=str)
-def test_one_uncovered_parameter_takes_its_group_to_the_stock_step(native_steps, name, options, make):
+def test_one_uncovered_parameter_takes_its_group_to_the_stock_step(steps_in_one_call, name, options, make):
     assert_close(both(name, options, make))
-    assert native_steps and not any(native_steps)
+    assert steps_in_one_call and not any(steps_in_one_call)
 
 
 def channels_last():
@@ -129,7 +130,7 @@ COVERED = [channels_last, mixed_dtypes, frozen, transposed_gradients, expanded_g
 
 @pytest.mark.parametrize("make", COVERED, ids=lambda f: f.__name__)
 @pytest.mark.parametrize(("name", "options"), ONE_EACH, ids=str)
-def test_unusual_tensors_are_covered(native_steps, name, options, make):
+def test_unusual_tensors_are_covered(steps_in_one_call, name, options, make):
     torch.manual_seed(1)
     params, _ = make()
 
@@ -141,7 +142,7 @@ def test_unusual_tensors_are_covered(native_steps, name, options, make):
     tolerance = {"rtol": 2e-2, "atol": 2e-2} if params[-1].dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
     for a, b in zip(*pair, strict=True):
         torch.testing.assert_close(a, b, **tolerance)
-    assert native_steps and all(native_steps)
+    assert steps_in_one_call and all(steps_in_one_call)
 
 
 REQUESTS = [
@@ -155,7 +156,7 @@ REQUESTS = [
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=str)
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
-def test_requests_for_another_implementation_take_it(native_steps, name, request_):
+def test_requests_for_another_implementation_take_it(steps_in_one_call, name, request_):
     def make():
         return parameters(), give_gradients
 
@@ -176,7 +177,7 @@ def test_requests_for_another_implementation_take_it(native_steps, name, request
         ours, stock = both(name, request_, make)
         for a, b in zip(ours, stock, strict=True):
             assert_same_bits(a, b)
-    assert native_steps and not any(native_steps)
+    assert steps_in_one_call and not any(steps_in_one_call)
 
 
 def test_sparse_gradients_are_stepped_or_refused_as_in_torch():

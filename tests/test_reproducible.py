@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from conftest import on_cpu_paths
 from converted import made
 from torch import nn
 
 import pytorch_ext
-from pytorch_ext import functional, native, optim, reproducibility
+from pytorch_ext import functional, optim, reproducibility
 
-pytestmark = pytest.mark.skipif(native.library is None, reason=f"native library: {native.reason}")
+pytestmark = on_cpu_paths
 
 
 def training(model, x, optimizer, clip):

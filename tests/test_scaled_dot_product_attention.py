@@ -3,97 +3,27 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from accuracy import SUM_TERMS, assert_accurate, assert_all_same_bits, assert_same_bits, unit_roundoff
-from attention_cases import CASES, INF, case, causal, derivatives, each_case, make
-from conftest import needs_native, on_cpu_paths
+from accuracy import assert_all_same_bits, assert_same_bits
+from attention_cases import CASES, INF, case, causal, derivatives, make
+from conftest import needs_native, on_cpu_paths, on_each_path
 from spec import scaled_dot_product_attention as spec
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.testing._internal.common_methods_invocations import op_db
 
 import pytorch_ext.functional as ours
 from pytorch_ext.ops import scaled_dot_product_attention as page
 
 attention = ours.scaled_dot_product_attention
-OPINFO = next(op for op in op_db if op.name == "nn.functional.scaled_dot_product_attention")
 
 
-def stock_in_mathematics(*inputs, **options):
-    """torch's composition: its fused operators have no second derivative."""
-    with sdpa_kernel(SDPBackend.MATH):
-        return F.scaled_dot_product_attention(*inputs, **options)
+COMPOSED = {
+    "a block and a bit": [(2, 1, 70, 5), (2, 1, 66, 5), (2, 1, 66, 3)],
+    "heads": [(2, 2, 300, 20), (2, 2, 280, 20), (2, 2, 280, 30)],
+    "several chunks": [(3, 600, 8)] * 3,
+}
 
 
-def assert_as_stock(inputs, options):
-    """In float64 stock's results; in float32 at most twice stock's errors, or a few roundings of the terms."""
-    dtype = inputs[0].dtype
-    second = all(t.numel() for t in inputs)  # torch's matmul of nothing has no derivative
-    mine, theirs = (derivatives(f, inputs, options, second) for f in (attention, stock_in_mathematics))
-    assert [(t is None or (t.dtype, t.shape)) for t in mine] == [(t is None or (t.dtype, t.shape)) for t in theirs]
-    if dtype == torch.float64:
-        torch.testing.assert_close(mine, theirs)
-        return
-    mask = options.get("attn_mask")
-    if mask is not None and mask.is_floating_point():
-        options = options | {"attn_mask": mask.detach().double().requires_grad_(mask.requires_grad)}
-    wide = [t.detach().double().requires_grad_(t.requires_grad) for t in inputs]
-    inputs = [t.detach() for t in inputs]
-    exact = [t.detach() for t in derivatives(stock_in_mathematics, wide, options, second) if t is not None]
-    largest = max((float(t.abs().max()) for t in exact if t.numel()), default=0.0)
-    if second:  # a score's error is one of the weight's ratio
-        largest *= max(1.0, inputs[0].shape[-1] ** 0.5 * float(inputs[0].abs().max() * inputs[1].abs().max()))
-    pairs = zip((t for t in mine if t is not None), (t for t in theirs if t is not None), exact, strict=True)
-    for result, stock, reference in pairs:
-        if reference.numel():
-            error, allowed = (float((t.detach() - reference).abs().max()) for t in (result, stock))
-            assert error <= max(2 * allowed, SUM_TERMS * unit_roundoff(dtype) * largest)
-
-
-@needs_native  # stock's fused operators have no second derivative
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@each_case
-def test_output_gradients_and_second_derivatives_are_torch_s(name, dtype):
-    assert_as_stock(*case(name, dtype))
-
-
-@needs_native
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_every_generated_sample_of_torch_agrees(dtype):
-    count = 0
-    for sample in OPINFO.reference_inputs("cpu", dtype, requires_grad=True):
-        options = dict(sample.kwargs)
-        count += 1
-        if options.pop("dropout_p", 0.0) == 0.0:
-            assert_as_stock([sample.input, *sample.args], options)
-    assert count >= 20
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@each_case
-def test_16_bits_are_as_accurate_as_stock(name, dtype):
-    shapes, options = CASES[name]
-    inputs = [make(*shape, dtype=torch.float64) for shape in shapes]
-    mask = options.get("attn_mask")
-    if mask is not None and mask.is_floating_point():
-        mask = mask.clone().requires_grad_()
-    rest = {key: value for key, value in options.items() if key != "attn_mask"}
-    assert_accurate(
-        lambda q, k, v, mask: attention(q, k, v, mask, **rest),
-        lambda q, k, v, mask: F.scaled_dot_product_attention(q, k, v, mask, **rest),
-        [*inputs, mask],
-        dtype,
-        magnitudes=[largest_term(t) for t in (inputs[2], *inputs, inputs[2])],
-    )
-
-
-def largest_term(t):
-    """What the sums of |terms| of a result are about."""
-    return torch.full((), 4.0 + (float(t.detach().abs().max()) if t.numel() else 0.0), dtype=torch.float64)
-
-
-@pytest.mark.parametrize("shapes", [[(2, 2, 300, 20), (2, 2, 280, 20), (2, 2, 280, 30)], [(3, 600, 8)] * 3], ids=str)
-@needs_native
-def test_the_kernel_that_keeps_no_scores_has_the_bits_of_the_composition(monkeypatch, shapes):
+@on_each_path("name", COMPOSED, interpreted=["a block and a bit"])
+def test_the_kernel_that_keeps_no_scores_has_the_bits_of_the_composition(path, monkeypatch, name):
+    shapes = COMPOSED[name]
     inputs = [make(*shape) for shape in shapes]
     rows, columns = shapes[0][-2], shapes[1][-2]
     for options in (
@@ -208,9 +138,8 @@ def test_causal_has_the_bits_of_its_mask(rows, columns):
         assert_same_bits(mine, theirs)
 
 
-@needs_native
-@each_case
-def test_strided_inputs_and_gradients_have_the_bits_of_contiguous_ones(name):
+@on_each_path("name", CASES, interpreted=["matrices", "broadcast batches", "causal", "hidden rows", "no width"])
+def test_strided_inputs_and_gradients_have_the_bits_of_contiguous_ones(path, name):
     inputs, options = case(name, torch.float32)
     strided = [t.detach().mT.contiguous().mT.requires_grad_() for t in inputs]
     results = [derivatives(attention, tensors, options, second=False) for tensors in (inputs, strided)]
@@ -241,17 +170,3 @@ def test_dropout_is_ours_on_the_weights():
     weights = ours.dropout(ours.softmax(ours.matmul(q * 0.5, k.mT), -1), 0.4)
     assert_same_bits(output, ours.matmul(weights, v))
     assert not attention(q, k, v, dropout_p=1.0).any()
-
-
-@needs_native
-def test_derivatives_match_finite_differences():
-    for name in ("heads", "causal", "floating mask", "hidden rows", "grouped heads, masks", "negative scale"):
-        inputs, options = case(name, torch.float64)
-        mask = options.pop("attn_mask", None)
-
-        def call(*tensors, options=options):
-            return attention(*tensors, **options)
-
-        arguments = inputs if mask is None else [*inputs, mask]
-        assert torch.autograd.gradcheck(call, arguments, fast_mode=True)
-        assert torch.autograd.gradgradcheck(call, arguments, fast_mode=True)

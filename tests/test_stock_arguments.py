@@ -6,9 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as stock
 from agreement import assert_agree, error_of
+from conftest import on_cpu_paths
 
 import pytorch_ext.functional as F
 import pytorch_ext.nn as nn
+
+pytestmark = on_cpu_paths
 
 
 def probabilities(*shape):

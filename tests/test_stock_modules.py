@@ -6,10 +6,13 @@ import re
 import pytest
 import torch
 from agreement import assert_agree, error_of
-from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
+from conftest import on_cpu_paths_slowly
 
 import pytorch_ext.nn as nn
 
+generated = pytest.importorskip("torch.testing._internal.common_modules")  # needs expecttest
+pytestmark = on_cpu_paths_slowly
+ModuleErrorEnum, module_db = generated.ModuleErrorEnum, generated.module_db
 MODULES = [info for info in module_db if info.module_cls.__name__ in nn.__all__]
 # Of its gradients the small ones are differences of large ones: torch's own are up to 1900 roundings off.
 ROUNDINGS = {torch.nn.MultiheadAttention: 512}

@@ -3,11 +3,14 @@
 import pytest
 import torch
 from agreement import assert_agree, error_of
-from torch.testing._internal.common_methods_invocations import op_db
+from conftest import on_cpu_paths_slowly
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import pytorch_ext.functional as F
 from pytorch_ext import calls
+
+op_db = pytest.importorskip("torch.testing._internal.common_methods_invocations").op_db  # needs expecttest
+pytestmark = on_cpu_paths_slowly
 
 
 def without_options(*args, options=None, **kwargs):

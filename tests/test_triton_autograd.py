@@ -107,6 +107,63 @@ def test_second_derivatives_of_any_arguments_are_torch_s(kind, wanted):
         torch.testing.assert_close(a, b)
 
 
+def labels(count, classes):
+    return torch.arange(count) % classes
+
+
+CHANGED = {  # results that no backward pass needs, and may be views of what a kernel wrote
+    "linear": (F.linear, X, W, B),
+    "linear, batch": (F.linear, (2, *X), W, B),
+    "linear, silu": (lambda *t: F.linear(*t, activation="silu"), X, W, B),
+    "matmul": (lambda x, w: F.matmul(x, w.t()), X, W),
+    "matmul, batch": (lambda x, w: F.matmul(x, w.t()), (2, *X), W),
+    "matmul, a vector": (F.matmul, X, X[1:]),
+    "matmul, dot": (F.matmul, X[1:], X[1:]),
+    "gelu": (F.gelu, X),
+    "dropout": (lambda x: F.dropout(x, 0.0001), X),
+    "cross_entropy": (lambda x: F.cross_entropy(x, labels(*X)), X),
+    "cross_entropy, rows": (lambda x: F.cross_entropy(x, labels(*X), reduction="none"), X),
+    "nll_loss": (lambda x: F.nll_loss(x, labels(*X)), X),
+    "nll_loss, rows": (lambda x: F.nll_loss(x, labels(*X), reduction="none"), X),
+    "mse_loss": (F.mse_loss, X, X),
+    "mse_loss, elements": (lambda x, y: F.mse_loss(x, y, reduction="none"), X, X),
+    "linear_cross_entropy": (lambda x, w: F.linear_cross_entropy(x, w, labels(6, 5)), X, W),
+    "linear_cross_entropy, rows": (lambda x, w: F.linear_cross_entropy(x, w, labels(6, 5), reduction="none"), X, W),
+    "attention": (F.scaled_dot_product_attention, (2, *X), (2, *X), (2, *X)),
+}
+LOSSES = [name for name in CHANGED if "loss" in name or "entropy" in name]
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_result_may_be_changed_in_place(name):
+    function, *shapes = CHANGED[name]
+    leaves = [torch.randn(shape).requires_grad_() for shape in shapes]
+    expected = function(*leaves) * 3
+    changed = function(*leaves).mul_(3)
+    assert_same_bits(changed, expected)
+    for a, b in zip(*(torch.autograd.grad(y.sum(), leaves) for y in (changed, expected)), strict=True):
+        assert_same_bits(a, b)
+    with torch.no_grad():
+        constant = function(*leaves)
+    added = torch.ones(constant.shape, requires_grad=True)
+    constant.add_(added).sum().backward()
+    assert (added.grad == 1).all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_computes_no_gradient_in_advance_where_none_is_recorded(launched, name):
+    function, *shapes = CHANGED[name]
+    leaves = [torch.randn(shape).requires_grad_() for shape in shapes]
+    expected = function(*(t.detach() for t in leaves))
+    forward = dict(launched)
+    for context in (torch.no_grad, torch.inference_mode):
+        launched.clear()
+        with context():
+            found = function(*leaves)
+        assert launched == forward and not found.requires_grad
+        assert_same_bits(found, expected)
+
+
 @pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace")
 @each_call
 def test_compiled_autograd_gives_eager_s_bits(name):

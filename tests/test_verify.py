@@ -5,14 +5,15 @@ import copy
 import pytest
 import torch
 from accuracy import PRODUCT_TERMS, SUM_TERMS, allowed_error
+from conftest import on_cpu_paths
 from converted import made
 from torch import nn
 
 import pytorch_ext
-from pytorch_ext import functional, native, verification
+from pytorch_ext import functional, verification
 from pytorch_ext.backends import choice
 
-pytestmark = pytest.mark.skipif(native.library is None, reason=f"native library: {native.reason}")
+pytestmark = on_cpu_paths
 
 
 @pytest.mark.parametrize("name", ["sequential", "written", "image", "attention", "multihead"])

@@ -114,7 +114,7 @@ def attention_kernel(
         q = matrix_of(q_ptr, head, inner, q_outer, q_inner)
         k = matrix_of(k_ptr, head, inner, k_outer, k_inner)
         v = matrix_of(v_ptr, head, inner, v_outer, v_inner)
-        mask = matrix_of(mask_ptr, head, inner, mask_outer, mask_inner)
+        mask = None if mask_ptr is None else matrix_of(mask_ptr, head, inner, mask_outer, mask_inner)
         m, inverse = exponentials(q, k, mask, place, row, lane, queries, seen, width, strides, CAUSAL, SHAPE)
         for at in range(0, columns, SHAPE[3]):
             column = at + tl.arange(0, SHAPE[3]).to(tl.int64)
@@ -168,7 +168,7 @@ def attention_query_gradient_kernel(
         k = matrix_of(k_ptr, head, inner, k_outer, k_inner)
         v = matrix_of(v_ptr, head, inner, v_outer, v_inner)
         g = matrix_of(g_ptr, head, inner, g_outer, g_inner)
-        mask = matrix_of(mask_ptr, head, inner, mask_outer, mask_inner)
+        mask = None if mask_ptr is None else matrix_of(mask_ptr, head, inner, mask_outer, mask_inner)
         m, inverse = exponentials(q, k, mask, place, row, lane, queries, seen, width, strides, CAUSAL, SHAPE)
         of_row, exists = rows_ptr + (head * queries + row[:, None]) * 3, (row < queries)[:, None]
         tl.store(of_row, m, mask=exists)
@@ -234,7 +234,7 @@ def attention_key_gradient_kernel(
         k = matrix_of(k_ptr, head, inner, k_outer, k_inner)
         v = matrix_of(v_ptr, head, inner, v_outer, v_inner)
         g = matrix_of(g_ptr, head, inner, g_outer, g_inner)
-        mask = matrix_of(mask_ptr, head, inner, mask_outer, mask_inner)
+        mask = None if mask_ptr is None else matrix_of(mask_ptr, head, inner, mask_outer, mask_inner)
         start = number % blocks * SHAPE[1] // PRODUCT_CHUNK * PRODUCT_CHUNK if CAUSAL else 0
         for begin in tl.range(start, queries, PRODUCT_CHUNK, disable_licm=True):
             first, count = tl.full((), 0, tl.int64) + begin, min(PRODUCT_CHUNK, queries - begin)

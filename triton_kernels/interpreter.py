@@ -1,6 +1,7 @@
 """What Triton's interpreter needs to compute as a device does; imported where kernels are interpreted, for tests."""
 
 import dataclasses
+import threading
 
 import numpy as np
 import torch
@@ -64,10 +65,13 @@ def prepare():
     interpreter._patch_lang_tensor = patch_lang_tensor  # ... converts arrays to numbers that numpy refuses
 
 
+ONE_AT_A_TIME = threading.Lock()  # where a program is in its grid stands once, for all threads
+
+
 def run(kernel, grid, arguments, constants, options, reached):
     """A launch. Subnormals count on a device, whatever the calling thread has set."""
     flushes = not np.float32(1e-40) * np.float32(1)
-    with np.errstate(all="ignore"), torch.no_grad():
+    with ONE_AT_A_TIME, np.errstate(all="ignore"), torch.no_grad():
         torch.set_flush_denormal(False)
         try:
             kernel[grid](*arguments, **constants, **options)

@@ -43,10 +43,8 @@ def product_tile(
 
 @device_function
 def matrix_of(ptr, number, inner, outer_stride, inner_stride):
-    """Where a matrix of two dimensions of them begins, `inner` in the last one; None of None."""
-    if ptr is not None:
-        ptr += number // inner * outer_stride + number % inner * inner_stride
-    return ptr
+    """Where a matrix of two dimensions of them begins, `inner` in the last one."""
+    return ptr + number // inner * outer_stride + number % inner * inner_stride
 
 
 # C = f(A B + bias), z = A B + bias, for batches of `inner` matrices, which lie `outer` apart.

@@ -43,7 +43,7 @@ def scores_kernel(
     strides = q_row, q_column, k_column, k_row
     s = product_tile(q, k, row, column, M, N, K, *strides, PRECISION, CHUNK, BLOCK_M, BLOCK_N, BLOCK_K)
     inside = (row < M)[:, None] & (column < N)[None, :]
-    mask = matrix_of(mask_ptr, head, inner, mask_outer, mask_inner)
+    mask = None if mask_ptr is None else matrix_of(mask_ptr, head, inner, mask_outer, mask_inner)
     s = masked(s, mask, row, column, inside, mask_row, mask_column, first, CAUSAL)
     tl.store(s_ptr + (head * M + row[:, None]) * N + column[None, :], s, mask=inside)
 

@@ -137,15 +137,13 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
 def linear_cross_entropy_backward(grad, input, linear_weight, target, linear_bias, weight, *options_and_mask):
     """The gradients of the three arguments that the mask chooses, on the Triton path, differentiable."""
 
-    def kernel(grad, input, linear_weight, linear_bias):
-        tensors = grad, input, linear_weight, target, linear_bias, weight
+    def kernel(*tensors):
         return launchers.linear_cross_entropy_backward(*tensors, *options_and_mask)
 
-    def compose(grad, input, linear_weight, linear_bias):
-        tensors = grad, input, linear_weight, target, linear_bias, weight
+    def compose(*tensors):
         return composed_gradients(*tensors, *options_and_mask[:3])
 
-    return with_composed_derivative(kernel, compose, grad, input, linear_weight, linear_bias)
+    return with_composed_derivative(kernel, compose, grad, input, linear_weight, target, linear_bias, weight)
 
 
 def composed_gradients(grad, input, linear_weight, target, bias, weight, reduction, ignore_index, label_smoothing):

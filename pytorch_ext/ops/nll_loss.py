@@ -80,14 +80,14 @@ class NllLossFunction(torch.autograd.Function):
 def nll_loss_backward(grad, input, target, weight, reduction, ignore_index):
     """The input's gradient on the Triton path, differentiable by ``grad``, all that it depends on differentiably."""
 
-    def kernel(grad):
+    def kernel(grad, input, weight):
         return launchers.nll_loss_backward(grad, input, target, weight, reduction, ignore_index)
 
-    def compose(grad):
-        q, scale = class_distribution(grad, input.detach(), target, weight, reduction, ignore_index)
+    def compose(grad, input, weight):
+        q, scale = class_distribution(grad, input, target, weight, reduction, ignore_index)
         return -q * scale
 
-    return with_composed_derivative(kernel, compose, grad)
+    return with_composed_derivative(kernel, compose, grad, input.detach(), weight)
 
 
 def class_distribution(grad, input, target, weight, reduction, ignore_index, label_smoothing=0.0):

@@ -74,8 +74,10 @@ def is_overriding(value):
 
 
 def is_traced(*tensors):
-    """Whether Dynamo traces the call, or another tracer the tensors."""
-    return is_dynamo_compiling() or any(type(t) in TRACED for t in tensors)
+    """Whether Dynamo traces the call, another tracer the tensors, or torch.jit.trace what Triton's kernels would do."""
+    if is_dynamo_compiling() or any(type(t) in TRACED for t in tensors):
+        return True
+    return torch._C._is_tracing() and choice.takes_triton
 
 
 def traceable(*tensors):
