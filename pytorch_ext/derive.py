@@ -10,7 +10,7 @@ import weakref
 
 from . import calls, nn
 from .methods import methods_of
-from .recompile import Refused, definition, function_from
+from .recompile import Refused, decorated_alike, definition, function_from, undecorated
 from .rewrite import Exchange
 
 ORIGINAL = "_pytorch_ext_original"  # in a class made here or by convert: the class before
@@ -37,15 +37,16 @@ def derived(cls, keys):
 
 def exchanged_methods(cls, keys):
     methods = {}
-    for name, (function, owner) in methods_of(cls).items():
+    for name, (outer, owner) in methods_of(cls).items():
         if any(key[0] == name for key in keys):
+            function = undecorated(outer)
             try:
                 exchange = Exchange(function, wanted=keys)
                 tree = exchange.run(definition(function, owner))
             except Refused:  # an object unpickled where the source is another one
                 continue
             if exchange.places:
-                methods[name] = function_from(tree, function, owner, calls)
+                methods[name] = decorated_alike(function_from(tree, function, owner, calls), outer)
     if SEQUENTIAL in keys:
         methods["forward"] = nn.Sequential.forward
     return methods

@@ -7,7 +7,7 @@ import torch
 
 from . import calls, fusion
 from .names import Names
-from .recompile import Refused, definition, names_in
+from .recompile import Refused, definition, names_in, undecorated
 from .rewrite import Exchange, is_attention_table
 
 # torch's own classes whose methods are looked into.
@@ -61,7 +61,8 @@ def has_matrix_product(code):
 def places_in(module):
     """(the calls in the methods of ``module`` to exchange, why some method was not looked into or None)."""
     places, problem = [], None
-    for function, owner in methods_of(type(module)).values():
+    for outer, owner in methods_of(type(module)).values():
+        function = undecorated(outer)
         if not may_call_ours(function, module):
             continue
         try:

@@ -27,6 +27,37 @@ class Refused(Exception):
     """Why a method cannot be compiled again."""
 
 
+def undecorated(function):
+    """The function that decorators such as ``torch.autocast`` have wrapped: they call what a cell of theirs holds."""
+    inner = getattr(function, "__wrapped__", None)
+    if not isinstance(inner, types.FunctionType) or inner.__name__ != function.__name__:
+        return function
+    return undecorated(inner) if cell_of(function, inner) is not None else function
+
+
+def decorated_alike(made, function):
+    """``made`` in the decorators of ``function``, which wrap another one."""
+    if undecorated(function) is function:
+        return made
+    inner = function.__wrapped__
+    closure, at = [*function.__closure__], cell_of(function, inner)
+    closure[at] = types.CellType(decorated_alike(made, inner))
+    outer = types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, tuple(closure)
+    )
+    functools.update_wrapper(outer, function)
+    outer.__kwdefaults__, outer.__wrapped__ = function.__kwdefaults__, closure[at].cell_contents
+    return outer
+
+
+def cell_of(function, inner):
+    """Which cell of a decorator's function holds the one it wraps; None where none does, or it is compiled."""
+    if hasattr(function, "_torchdynamo_orig_callable"):
+        return None
+    cells = enumerate(function.__closure__ or ())
+    return next((i for i, cell in cells if cell != types.CellType() and cell.cell_contents is inner), None)
+
+
 def definition(function, owner):
     """The syntax tree of a method of a class named ``owner``, or of a function; proved to be that of its code."""
     tree, why = definition_or_reason(function, owner)
