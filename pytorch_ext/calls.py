@@ -9,17 +9,34 @@ import torch.nn.functional as F
 from . import functional, fusion
 from .attention import multi_head_attention_forward
 from .nn import is_fusable
+from .ops.activation import activation
 from .ops.paths import PLAIN, TRACED
 
 
 def softmax(input, dim, dtype=None):
     """``torch.softmax``, whose arguments stand in another order than torch.nn.functional's."""
-    return functional.softmax(input, dim, dtype=dtype)
+    try:
+        return functional.softmax(input, dim, dtype=dtype)
+    except AttributeError:  # no tensor, which torch.nn.functional and torch refuse by different classes of error
+        return torch.softmax(input, dim, dtype=dtype)
 
 
 def log_softmax(input, dim, dtype=None):
     """``torch.log_softmax``, likewise."""
-    return functional.log_softmax(input, dim, dtype=dtype)
+    try:
+        return functional.log_softmax(input, dim, dtype=dtype)
+    except AttributeError:
+        return torch.log_softmax(input, dim, dtype=dtype)
+
+
+def sigmoid(input):
+    """``torch.sigmoid``, which torch.nn.functional's is but for the error where there is no tensor."""
+    return activation("torch.sigmoid", "sigmoid", input)
+
+
+def tanh(input):
+    """``torch.tanh``, likewise."""
+    return activation("torch.tanh", "tanh", input)
 
 
 def addmm(input, mat1, mat2, *, beta=1, alpha=1):
@@ -42,7 +59,7 @@ def dims(*tensors):
 
 # This package's function for torch's.
 TWINS = {getattr(F, name): getattr(functional, name) for name in functional.__all__ if hasattr(F, name)}
-TWINS |= {getattr(torch, name): getattr(functional, name) for name in ("matmul", "relu", "sigmoid", "tanh")}
+TWINS |= {torch.matmul: functional.matmul, torch.relu: functional.relu, torch.sigmoid: sigmoid, torch.tanh: tanh}
 TWINS |= {torch.softmax: softmax, torch.log_softmax: log_softmax, torch.addmm: addmm, torch.bmm: bmm}
 TWINS[F.multi_head_attention_forward] = multi_head_attention_forward
 TENSOR_METHODS = {
