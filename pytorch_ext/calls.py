@@ -6,7 +6,7 @@ import inspect
 import torch
 import torch.nn.functional as F
 
-from . import functional, fusion
+from . import functional, fusion, nn
 from .attention import multi_head_attention_forward
 from .nn import is_fusable
 from .ops.activation import activation
@@ -62,9 +62,12 @@ TWINS = {getattr(F, name): getattr(functional, name) for name in functional.__al
 TWINS |= {torch.matmul: functional.matmul, torch.relu: functional.relu, torch.sigmoid: sigmoid, torch.tanh: tanh}
 TWINS |= {torch.softmax: softmax, torch.log_softmax: log_softmax, torch.addmm: addmm, torch.bmm: bmm}
 TWINS[F.multi_head_attention_forward] = multi_head_attention_forward
-TENSOR_METHODS = {
-    name: TWINS[getattr(torch, name)] for name in ("matmul", "relu", "sigmoid", "tanh", "softmax", "log_softmax")
-}
+# Modules without parameters, which a method may make for one call.
+HOLDERS = ("functional", "LazyLinear", "Linear", "LinearCrossEntropyLoss", "MultiheadAttention", "Sequential")
+TWINS |= {getattr(torch.nn, name): getattr(nn, name) for name in nn.__all__ if name not in HOLDERS}
+KINDS = {*fusion.FUNCTION_TYPES, type}
+TENSOR_METHODS = {name: getattr(functional, name) for name in ("matmul", "relu", "sigmoid", "tanh")}
+TENSOR_METHODS |= {"softmax": softmax, "log_softmax": log_softmax}
 
 
 # These take everything that torch's do, whatever stands in ``**keywords``.
@@ -84,7 +87,7 @@ def takes(twin, positional, keywords):
 
 def ours(function):
     """This package's function for torch's; anything else is itself."""
-    return TWINS.get(function, function) if type(function) in fusion.FUNCTION_TYPES else function
+    return TWINS.get(function, function) if type(function) in KINDS else function
 
 
 TENSORS = (*PLAIN, *TRACED)

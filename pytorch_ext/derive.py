@@ -15,12 +15,15 @@ from .rewrite import Exchange
 
 ORIGINAL = "_pytorch_ext_original"  # in a class made here or by convert: the class before
 SEQUENTIAL = ("forward", (), "sequential")  # the key of a forward that is torch.nn.Sequential's
+# Modules whose classes do not mind: of transformers' two, one copies the class of the config, the other wraps forward
+# for checkpointing and, of several such wrappers, heeds the outermost.
+UNNOTICED = ("builtins", "typing", "transformers.modeling_utils", "transformers.modeling_layers")
 _MADE = weakref.WeakValueDictionary()  # (class, keys) -> derived class
 
 
 def is_derivable(cls):
     """Whether a class can be derived from this one without the user's code noticing."""
-    own = [base for base in cls.__mro__ if base.__module__ not in ("builtins", "typing")]
+    own = [base for base in cls.__mro__ if base.__module__ not in UNNOTICED]
     watched = any("__init_subclass__" in vars(base) for base in own)
     return type(cls) in (type, abc.ABCMeta) and not watched
 
