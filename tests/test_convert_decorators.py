@@ -131,7 +131,7 @@ def test_a_decorated_method_is_fused_inside_its_decorators(cls, monkeypatch):
     assert type(model) is cls
 
 
-@pytest.mark.parametrize("cls", [Autocast, NoGrad, Several])
+@pytest.mark.parametrize("cls", [Autocast, NoGrad, WithSuper])
 def test_it_is_one_graph_to_a_compiler(cls):
     model, x = cls(), torch.randn(3, 4)
     pytorch_ext.convert(model)
