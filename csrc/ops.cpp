@@ -37,7 +37,7 @@ TORCH_LIBRARY(pytorch_ext, m) {
 
   m.def("dropout(Tensor input, float p, Tensor key) -> Tensor");
   m.def("dropout_forward(Tensor input, float p, Tensor key) -> Tensor");
-  m.def("dropout_key() -> Tensor", {at::Tag::nondeterministic_seeded});
+  m.def("dropout_key(Generator? generator=None) -> Tensor", {at::Tag::nondeterministic_seeded});
 
   m.def("mse_loss(Tensor input, Tensor target, Tensor? weight, int reduction) -> Tensor");
   m.def("binary_cross_entropy(Tensor input, Tensor target, Tensor? weight, int reduction) -> Tensor");
@@ -171,7 +171,7 @@ Tensor activation_backward(const Tensor& grad, const Tensor& saved, std::string_
 
 Tensor dropout(const Tensor& input, double p, const Tensor& key) { CALL(dropout, input, p, key); }
 Tensor dropout_forward(const Tensor& input, double p, const Tensor& key) { CALL(dropout_forward, input, p, key); }
-Tensor dropout_key() { CALL(dropout_key); }
+Tensor dropout_key(const std::optional<at::Generator>& generator) { CALL(dropout_key, generator); }
 
 Tensor mse_loss(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction) {
   CALL(mse_loss, input, target, weight, reduction);

@@ -1,6 +1,7 @@
 // The typed way to call every operator of ops.cpp through the dispatcher.
 #pragma once
 
+#include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
 
 #include <array>
@@ -55,7 +56,7 @@ Tensor activation_backward(const Tensor& grad, const Tensor& saved, std::string_
 
 Tensor dropout(const Tensor& input, double p, const Tensor& key);
 Tensor dropout_forward(const Tensor& input, double p, const Tensor& key);
-Tensor dropout_key();
+Tensor dropout_key(const std::optional<at::Generator>& generator = std::nullopt);
 
 Tensor mse_loss(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction);
 Tensor binary_cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& weight, int64_t reduction);

@@ -6,20 +6,37 @@ import inspect
 import torch
 import torch.nn.functional as F
 
-from . import functional, fusion
+from . import functional, fusion, nn
 from .attention import multi_head_attention_forward
 from .nn import is_fusable
+from .ops.activation import activation
 from .ops.paths import PLAIN, TRACED
 
 
 def softmax(input, dim, dtype=None):
     """``torch.softmax``, whose arguments stand in another order than torch.nn.functional's."""
-    return functional.softmax(input, dim, dtype=dtype)
+    try:
+        return functional.softmax(input, dim, dtype=dtype)
+    except AttributeError:  # no tensor, which torch.nn.functional and torch refuse by different classes of error
+        return torch.softmax(input, dim, dtype=dtype)
 
 
 def log_softmax(input, dim, dtype=None):
     """``torch.log_softmax``, likewise."""
-    return functional.log_softmax(input, dim, dtype=dtype)
+    try:
+        return functional.log_softmax(input, dim, dtype=dtype)
+    except AttributeError:
+        return torch.log_softmax(input, dim, dtype=dtype)
+
+
+def sigmoid(input):
+    """``torch.sigmoid``, which torch.nn.functional's is but for the error where there is no tensor."""
+    return activation("torch.sigmoid", "sigmoid", input)
+
+
+def tanh(input):
+    """``torch.tanh``, likewise."""
+    return activation("torch.tanh", "tanh", input)
 
 
 def addmm(input, mat1, mat2, *, beta=1, alpha=1):
@@ -42,12 +59,15 @@ def dims(*tensors):
 
 # This package's function for torch's.
 TWINS = {getattr(F, name): getattr(functional, name) for name in functional.__all__ if hasattr(F, name)}
-TWINS |= {getattr(torch, name): getattr(functional, name) for name in ("matmul", "relu", "sigmoid", "tanh")}
+TWINS |= {torch.matmul: functional.matmul, torch.relu: functional.relu, torch.sigmoid: sigmoid, torch.tanh: tanh}
 TWINS |= {torch.softmax: softmax, torch.log_softmax: log_softmax, torch.addmm: addmm, torch.bmm: bmm}
 TWINS[F.multi_head_attention_forward] = multi_head_attention_forward
-TENSOR_METHODS = {
-    name: TWINS[getattr(torch, name)] for name in ("matmul", "relu", "sigmoid", "tanh", "softmax", "log_softmax")
-}
+# Modules without parameters, which a method may make for one call.
+HOLDERS = ("functional", "LazyLinear", "Linear", "LinearCrossEntropyLoss", "MultiheadAttention", "Sequential")
+TWINS |= {getattr(torch.nn, name): getattr(nn, name) for name in nn.__all__ if name not in HOLDERS}
+KINDS = {*fusion.FUNCTION_TYPES, type}
+TENSOR_METHODS = {name: getattr(functional, name) for name in ("matmul", "relu", "sigmoid", "tanh")}
+TENSOR_METHODS |= {"softmax": softmax, "log_softmax": log_softmax}
 
 
 # These take everything that torch's do, whatever stands in ``**keywords``.
@@ -67,7 +87,7 @@ def takes(twin, positional, keywords):
 
 def ours(function):
     """This package's function for torch's; anything else is itself."""
-    return TWINS.get(function, function) if type(function) in fusion.FUNCTION_TYPES else function
+    return TWINS.get(function, function) if type(function) in KINDS else function
 
 
 TENSORS = (*PLAIN, *TRACED)

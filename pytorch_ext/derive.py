@@ -10,17 +10,20 @@ import weakref
 
 from . import calls, nn
 from .methods import methods_of
-from .recompile import Refused, definition, function_from
+from .recompile import Refused, decorated_alike, definition, function_from, undecorated
 from .rewrite import Exchange
 
 ORIGINAL = "_pytorch_ext_original"  # in a class made here or by convert: the class before
 SEQUENTIAL = ("forward", (), "sequential")  # the key of a forward that is torch.nn.Sequential's
+# Modules whose classes do not mind: of transformers' two, one copies the class of the config, the other wraps forward
+# for checkpointing and, of several such wrappers, heeds the outermost.
+UNNOTICED = ("builtins", "typing", "transformers.modeling_utils", "transformers.modeling_layers")
 _MADE = weakref.WeakValueDictionary()  # (class, keys) -> derived class
 
 
 def is_derivable(cls):
     """Whether a class can be derived from this one without the user's code noticing."""
-    own = [base for base in cls.__mro__ if base.__module__ not in ("builtins", "typing")]
+    own = [base for base in cls.__mro__ if base.__module__ not in UNNOTICED]
     watched = any("__init_subclass__" in vars(base) for base in own)
     return type(cls) in (type, abc.ABCMeta) and not watched
 
@@ -37,15 +40,16 @@ def derived(cls, keys):
 
 def exchanged_methods(cls, keys):
     methods = {}
-    for name, (function, owner) in methods_of(cls).items():
+    for name, (outer, owner) in methods_of(cls).items():
         if any(key[0] == name for key in keys):
+            function = undecorated(outer)
             try:
                 exchange = Exchange(function, wanted=keys)
                 tree = exchange.run(definition(function, owner))
             except Refused:  # an object unpickled where the source is another one
                 continue
             if exchange.places:
-                methods[name] = function_from(tree, function, owner, calls)
+                methods[name] = decorated_alike(function_from(tree, function, owner, calls), outer)
     if SEQUENTIAL in keys:
         methods["forward"] = nn.Sequential.forward
     return methods

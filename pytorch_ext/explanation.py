@@ -12,7 +12,7 @@ from .backends import choice
 from .flops import NAMESPACES
 from .ops.checks import expect, is_autocast
 from .ops.paths import KERNEL_DTYPES, products_are_ieee
-from .recording import now, recorded, returned
+from .recording import kept_random_state, now, recorded, returned
 from .report import Report
 from .reproducibility import MOVES
 from .triton_coverage import in_transform
@@ -64,12 +64,10 @@ def explain(model, batch, *, backward=True):
     scripted = isinstance(model, torch.jit.ScriptModule)
     expect(not scripted, "explain", "a module of Python code", type(model).__name__, TypeError)
     model = copy.deepcopy(model)
-    state = torch.get_rng_state()
     for _ in range(2):  # the first warms up: under a dispatch mode torch imports its compiler, which takes seconds
-        with recorded(model) as recorder, Operators(recorder) as operators:
+        with kept_random_state(model), recorded(model) as recorder, Operators(recorder) as operators:
             run(model, batch, backward)
         model.zero_grad()
-    torch.set_rng_state(state)
     rows = [(call.start, row_of(call)) for call in recorder.calls] + operators.rows
     return Explanation(row for _, row in sorted(rows, key=lambda pair: pair[0]))
 

@@ -27,6 +27,51 @@ class Refused(Exception):
     """Why a method cannot be compiled again."""
 
 
+def undecorated(function):
+    """The function that decorators such as ``torch.autocast`` have wrapped: they call what a cell of theirs holds."""
+    inner = getattr(function, "__wrapped__", None)
+    if not isinstance(inner, types.FunctionType) or inner.__name__ != function.__name__:
+        return function
+    return undecorated(inner) if cell_of(function, inner) is not None else function
+
+
+def is_of_a_module(function):
+    """Whether it is a plain function of a module, not one of torch's or of this package."""
+    if not isinstance(function, types.FunctionType) or "." in function.__qualname__:
+        return False
+    inner = undecorated(function)
+    own = (function.__module__ or "").partition(".")[0] not in ("torch", __package__)
+    return own and inner.__closure__ is None and not hasattr(inner, "__wrapped__")
+
+
+def decorated_alike(made, function):
+    """``made`` in the decorators of ``function``, which wrap another one."""
+    if undecorated(function) is function:
+        return made
+    inner = decorated_alike(made, function.__wrapped__)
+    closure = [*function.__closure__]
+    closure[cell_of(function, function.__wrapped__)] = types.CellType(inner)
+    itself = cell_of(function, function)  # a decorator's function may know itself
+    if itself is not None:
+        closure[itself] = types.CellType()
+    outer = types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, tuple(closure)
+    )
+    functools.update_wrapper(outer, function)
+    outer.__kwdefaults__, outer.__wrapped__ = function.__kwdefaults__, inner
+    if itself is not None:
+        closure[itself].cell_contents = outer
+    return outer
+
+
+def cell_of(function, held):
+    """Which cell of a decorator's function holds another one; None where none does, or it is compiled."""
+    if hasattr(function, "_torchdynamo_orig_callable"):
+        return None
+    cells = enumerate(function.__closure__ or ())
+    return next((i for i, cell in cells if cell != types.CellType() and cell.cell_contents is held), None)
+
+
 def definition(function, owner):
     """The syntax tree of a method of a class named ``owner``, or of a function; proved to be that of its code."""
     tree, why = definition_or_reason(function, owner)
@@ -114,7 +159,8 @@ def compiled(tree, function, owner, imported=imported_by_value):
         body = ast.parse(f"class {owner}: pass").body[0]
         body.body = [tree]
     around = ast.parse(f"def around({', '.join([HELPERS, *free])}): pass")
-    around.body[0].body = [body]
+    # A function of a module that calls itself finds itself among the global names.
+    around.body[0].body = [body] if tree.name in free else [ast.Global([tree.name]), body]
     # The compiler calls an attribute of an imported name by other instructions than a method.
     around.body += [ast.parse(f"import {name}").body[0] for name in imported(function)]
     code = compile(

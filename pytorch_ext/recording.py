@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from . import fusion
 from .backends import choice
+from .ops.checks import is_autocast
 
 # Hooks on these would keep a product and its activation apart, or are not taken.
 UNHOOKED = (torch.nn.Linear, *fusion.MODULES, torch.jit.ScriptModule)
@@ -19,7 +20,8 @@ UNHOOKED = (torch.nn.Linear, *fusion.MODULES, torch.jit.ScriptModule)
 
 @dataclass
 class Call:
-    """A call of a kernel. ``result`` is None where the kernels did not take it."""
+    """A call of a kernel. ``result`` is None where the kernels did not take it, ``autocast`` the dtype of autocast or
+    None where that was off."""
 
     op: str
     arguments: tuple
@@ -27,6 +29,7 @@ class Call:
     layer: str
     start: float
     seconds: float
+    autocast: torch.dtype
 
 
 class Recorder:
@@ -47,7 +50,8 @@ class Recorder:
             finally:
                 self.depth -= 1
             seconds = now(arguments) - start
-            self.keep(Call(name, arguments, result, self.layers.of(arguments), start, seconds))
+            autocast = autocast_dtype(arguments)
+            self.keep(Call(name, arguments, result, self.layers.of(arguments), start, seconds, autocast))
             return result
 
         return call
@@ -59,6 +63,21 @@ class Recorder:
         if asked and before.arguments[0] is call.arguments[0]:
             self.calls.pop()
         self.calls.append(call)
+
+
+def autocast_dtype(arguments):
+    """What autocast computes a call of these arguments in, or None where it is off."""
+    tensor = next((a for a in arguments if isinstance(a, torch.Tensor)), None)
+    on = tensor is not None and is_autocast(tensor)
+    return torch.get_autocast_dtype(tensor.device.type) if on else None
+
+
+@contextlib.contextmanager
+def kept_random_state(model):
+    """Leaves torch's generators, the CPU's and those of the model's devices, as they were."""
+    devices = {p.device for p in (*model.parameters(), *model.buffers()) if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(devices, key=str)):
+        yield
 
 
 def now(arguments):

@@ -7,7 +7,6 @@ decides.
 
 import ast
 import contextlib
-import copy
 import functools
 import linecache
 import types
@@ -17,8 +16,10 @@ import torch
 import torch.nn.functional as F
 
 from . import calls, fusion, nn
+from .candidates import LOSS_FUNCTION, function_may_call_ours, is_attention_table, losses_of
 from .names import UNKNOWN, Names
-from .recompile import HELPERS, Refused, definition, function_from
+from .recompile import Refused, decorated_alike, definition, function_from, is_of_a_module, undecorated
+from .syntax import copied, helper, names_only
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,10 @@ class Exchange(ast.NodeTransformer):
         node = self.generic_visit(node)
         if any(isinstance(a, ast.Starred) for a in node.args):
             return node
-        asks = isinstance(node.func, ast.Attribute) and node.func.attr == "get_interface"
-        return self.from_table(node, node.func.value, node.args[1:]) if asks else self.twin(node)
+        attribute = node.func.attr if isinstance(node.func, ast.Attribute) else None
+        if attribute == "get_interface":
+            return self.from_table(node, node.func.value, node.args[1:])
+        return self.loss(node) if attribute == LOSS_FUNCTION else self.twin(node)
 
     def visit_Subscript(self, node):
         node = self.generic_visit(node)
@@ -153,10 +156,14 @@ class Exchange(ast.NodeTransformer):
     def twin(self, node):
         """This package's function for torch's."""
         keywords = [k.arg for k in node.keywords if k.arg]
-        value = self.value(node.func, None)
-        twin = calls.TWINS.get(value) if type(value) in fusion.FUNCTION_TYPES else None
+        value = self.names.value(node.func)
+        plain = learned(value)
+        value = value if self.wanted is None else None
+        twin = calls.TWINS.get(value) if type(value) in calls.KINDS else None
+        if isinstance(value, type) and id(node) not in self.for_a_moment:  # a layer that the object may keep
+            twin = None
         if len(keywords) < len(node.keywords):  # **others
-            twin = twin if value in calls.WHOLE else None
+            twin = twin if plain or value in calls.WHOLE else None
             if twin is None and self.wanted is None:
                 return node
         if self.wanted is not None or (twin is not None and calls.takes(twin, len(node.args), keywords)):
@@ -178,6 +185,15 @@ class Exchange(ast.NodeTransformer):
         for function in (*table.values(), *map(self.names.value, otherwise)):
             learn(function)
         return helper("ours", node, [node])
+
+    def loss(self, node):
+        """The loss of a model of transformers, which a property chooses."""
+        losses = losses_of(self.names.module if self.wanted is None else None)
+        if losses and self.take(node, "loss"):
+            for function in losses:
+                learn(function)
+            node.func = helper("ours", node.func, [node.func])
+        return node
 
     def visit_BinOp(self, node):
         taken = isinstance(node.op, ast.MatMult) and self.take(node, "function")
@@ -242,35 +258,43 @@ class Exchange(ast.NodeTransformer):
         # A handler, or a look at all names, could read what a statement left out would have assigned.
         handlers = any(type(node).__name__ in ("Try", "TryStar") for node in ast.walk(tree))
         self.names_are_plain = not handlers and not {"locals", "vars", "eval", "exec", "dir"} & self.loads.keys()
-        self.root = copy.deepcopy(tree)
+        self.root = copied(tree)
+        # Modules made to be called at once, or from a name of the method's own.
+        nodes = [*ast.walk(self.root)]
+        made = [node.func for node in nodes if isinstance(node, ast.Call)]
+        made += [node.value for node in nodes if isinstance(node, ast.Assign) and names_only(node.targets)]
+        self.for_a_moment = {id(node) for node in made}
         return self.visit(self.root)
 
 
-def is_attention_table(value):
-    """Whether it is the table from which transformers' layers take their attention function, by its name."""
-    cls = type(value)
-    return cls.__name__ == "AttentionInterface" and cls.__module__.partition(".")[0] == "transformers"
+_LEARNED = set()
 
 
 def learn(function):
     """Let this package's function for a plain one be the same, with its calls exchanged."""
-    if isinstance(function, types.FunctionType) and function not in calls.TWINS:
+    if isinstance(function, types.FunctionType) and function not in _LEARNED and function not in calls.TWINS:
+        calls.TWINS[function] = function  # while its own calls are looked at: it may be among them
         changed = with_exchanged_calls(function)
+        _LEARNED.add(function)
         if changed is not function:
             calls.TWINS[function] = changed
+        else:
+            del calls.TWINS[function]
 
 
-@functools.cache
+def learned(function):
+    """Whether that is a plain function of a module, which has been or can be learned."""
+    if not is_of_a_module(function) or not function_may_call_ours(undecorated(function)):
+        return False
+    learn(function)
+    return function in calls.TWINS
+
+
 def with_exchanged_calls(function):
+    inner = undecorated(function)
     with contextlib.suppress(Refused):
-        exchange = Exchange(function, UNKNOWN)
-        tree = exchange.run(definition(function, None))
+        exchange = Exchange(inner, UNKNOWN)
+        tree = exchange.run(definition(inner, None))
         if exchange.places:
-            return function_from(tree, function, None, calls)
+            return decorated_alike(function_from(tree, inner, None, calls), function)
     return function
-
-
-def helper(name, at, arguments, keywords=()):
-    """A call of a function of :mod:`pytorch_ext.calls`, standing where ``at`` stood."""
-    function = ast.Attribute(ast.Name(HELPERS, ast.Load()), name, ast.Load())
-    return ast.copy_location(ast.Call(function, arguments, list(keywords)), at)

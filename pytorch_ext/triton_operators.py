@@ -103,6 +103,6 @@ for schema in LAUNCHERS.split("\n")[1:-1]:
     for key in ("CPU", "CUDA"):
         library.impl(name, launcher(name), key)
     torch.library.register_fake(f"{NAME}::{name}", FAKES[name], lib=library)
-library.define("dropout_key() -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
-library.impl("dropout_key", lambda: kernels.dropout.dropout_key(), "CompositeExplicitAutograd")
+library.define("dropout_key(Generator? generator=None) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
+library.impl("dropout_key", lambda generator=None: kernels.dropout.dropout_key(generator), "CompositeExplicitAutograd")
 torch.library.register_fake(f"{NAME}::dropout_key", FAKES["dropout_key"], lib=library)

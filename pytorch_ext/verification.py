@@ -12,7 +12,7 @@ from .conversion import convert
 from .ops import losses
 from .ops.activation import activation
 from .ops.checks import expect
-from .recording import recorded, returned
+from .recording import kept_random_state, recorded, returned
 from .report import Report
 
 # The public function behind a kernel's call.
@@ -87,6 +87,12 @@ def verify(model, batch):
     expect(
         not any(p.is_meta for p in ours.parameters()), "verify", "a model with values", "parameters on meta", ValueError
     )
+    with kept_random_state(ours):
+        return VerificationReport(verified(ours, batch))
+
+
+def verified(ours, batch):
+    """The rows of a model that is this package's."""
     seeds = {}
     if any(map(torch.nn.parameter.is_lazy, ours.parameters())):
         run(ours, batch, {}, seed=0)  # each copy would have parameters of its own
@@ -98,7 +104,7 @@ def verify(model, batch):
     random = "results that differ between two runs (in eval() models usually have none)"
     expect(same, "verify", "a model without random numbers", random, ValueError)
     rows = [row for call in recorder.calls if call.result is not None for row in rows_of(call)]
-    return VerificationReport(rows + rows_of_model(ours, batch, seeds, results))
+    return rows + rows_of_model(ours, batch, seeds, results)
 
 
 def without_dropout(model):
@@ -135,14 +141,17 @@ def random_gradient(output):
 
 
 def rows_of_model(model, batch, seeds, results):
-    """The errors of the whole model, in which those of all layers meet."""
+    """The errors of the whole model, in which those of all layers meet; none where it cannot run in float64."""
 
     def double(t):
         return t.double() if is_float(t) else t
 
     with backend("stock"):
         stock = run(copy.deepcopy(model), batch, seeds, seed=0)
-        exact = run(copy.deepcopy(model).double(), batch, seeds, seed=0, change=double)
+        try:
+            exact = run(copy.deepcopy(model).double(), batch, seeds, seed=0, change=double)
+        except RuntimeError:  # a forward that names another dtype, ``x.float()`` say
+            return []
     pairs = [(name, value, stock[name], exact[name].double()) for name, value in results.items()]
     return [
         Row("", "whole model", name, short(ours.dtype), worst(ours, reference), worst(theirs, reference))
@@ -160,10 +169,10 @@ def rows_of(call):
         return []
     wanted = [i for i, a in enumerate(call.arguments) if is_float(a) and a.requires_grad]
     dtype = call.result.dtype
-    ours = replay(FUNCTIONS[call.op], call.arguments, wanted, dtype=None)
+    ours = replay(call, wanted)
     with backend("stock"):
-        stock = replay(FUNCTIONS[call.op], call.arguments, wanted, dtype=None)
-        exact = replay(FUNCTIONS[call.op], call.arguments, wanted, torch.float64)
+        stock = replay(call, wanted)
+        exact = replay(call, wanted, torch.float64)
     magnitudes, factor = magnitudes_of(call, wanted)
     names = ["output", *(f"d {name_of(call.op, i)}" for i in wanted)]
     rows = []
@@ -191,8 +200,8 @@ def rows_of(call):
     return rows
 
 
-def replay(function, arguments, wanted, dtype):
-    """[output, gradients of the wanted arguments] of the function on copies, in ``dtype`` where one is given."""
+def replay(call, wanted, dtype=None):
+    """[output, gradients of the wanted arguments] of the call's function on copies, in ``dtype`` where one is given."""
 
     def fresh(i, value):
         if not isinstance(value, torch.Tensor):
@@ -200,13 +209,16 @@ def replay(function, arguments, wanted, dtype):
         value = value.detach()
         return (value.to(dtype) if dtype and is_float(value) else value).requires_grad_(i in wanted)
 
-    copies = [fresh(i, value) for i, value in enumerate(arguments)]
-    with torch.enable_grad(), torch.autocast(arguments[0].device.type, enabled=False):
-        output = function(*copies)
-        if not wanted:
-            return [output.detach()]
-        grad = random_gradient(output).to(output.dtype)
-        return [output.detach(), *torch.autograd.grad(output, [copies[i] for i in wanted], grad, allow_unused=True)]
+    copies = [fresh(i, value) for i, value in enumerate(call.arguments)]
+    device, under_autocast = copies[0].device.type, call.autocast is not None and dtype is None
+    with torch.enable_grad(), torch.autocast(device, call.autocast, enabled=under_autocast, cache_enabled=False):
+        output = FUNCTIONS[call.op](*copies)
+    if not wanted:
+        return [output.detach()]
+    grad = random_gradient(output).to(output.dtype)
+    with torch.autocast(device, enabled=False):  # as it is on the way back
+        found = torch.autograd.grad(output, [copies[i] for i in wanted], grad, allow_unused=True)
+    return [output.detach(), *found]
 
 
 def magnitudes_of(call, wanted):

@@ -165,7 +165,8 @@ def test_functional_transforms_take_the_stock_composition(path, name):
 
 @pytest.mark.parametrize("name", ["relu", "sigmoid", "tanh", "gelu", "silu"])
 def test_what_is_no_tensor_is_named(path, name):
-    with pytest.raises(TypeError, match=f"{name}: expected input to be a Tensor, got list"):
+    error = AttributeError if name in ("sigmoid", "tanh") else TypeError  # as torch's function
+    with pytest.raises(error, match=f"{name}: expected input to be a Tensor, got list"):
         getattr(ours, name)([1.0])
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from agreement import error_of
 from conftest import needs_native
 
 import pytorch_ext.functional as ours
@@ -44,25 +45,43 @@ def refuse(op, arguments, error, message, **options):
         assert value.device.type == "meta" or torch.equal(value, arguments[name]), name
 
 
+def refuse_alike(op, arguments, message):
+    """The same, where torch's function raises an error of that very class."""
+    stock = getattr(torch.nn.functional, op, None) or getattr(torch, op)
+    error = error_of(stock, **arguments)
+    refuse(op, arguments, error, message)
+    assert error_of(getattr(ours, op), **arguments) is error
+
+
 @pytest.mark.parametrize("op", ARGUMENTS)
 def test_the_arguments_are_good_before_one_is_made_bad(path, op):
     assert getattr(ours, op)(**arguments_of(op)).isfinite().all()
 
 
 @each_argument
-def test_an_argument_that_is_no_tensor_is_named(path, op, name):
+def test_an_argument_that_is_no_tensor_is_named_in_an_error_of_stock_s_class(path, op, name):
     for value in ([1.0], 2.0, "text", arguments_of(op)[name].numpy()):
-        refuse(op, arguments_of(op) | {name: value}, TypeError, f"{name} to be a Tensor, got {type(value).__name__}$")
+        refuse_alike(op, arguments_of(op) | {name: value}, f"{name} to be a Tensor, got {type(value).__name__}$")
 
 
-def test_a_mask_that_is_no_tensor_is_named():
-    x = torch.ones(2, 3)
-    refuse(
-        "scaled_dot_product_attention",
-        {"query": x, "key": x, "value": x, "attn_mask": [[True]]},
-        TypeError,
-        "attn_mask to be a Tensor, got list$",
-    )
+LARGER = {
+    "scaled_dot_product_attention": dict.fromkeys(("query", "key", "value", "attn_mask"), torch.ones(3, 3)),
+    "linear_cross_entropy": {
+        "input": torch.ones(2, 3),
+        "linear_weight": torch.ones(4, 3),
+        "target": torch.tensor([0, 3]),
+        "linear_bias": torch.ones(4),
+        "weight": torch.ones(4),
+    },
+}
+
+
+@pytest.mark.parametrize(("op", "name"), [(op, name) for op in LARGER for name in LARGER[op]])
+def test_the_same_holds_for_functions_of_more_tensors(op, name):
+    if not hasattr(torch.nn.functional, op):
+        pytest.skip("this torch has no such function")
+    for value in ([1.0], 2.0, "text", LARGER[op][name].numpy()):
+        refuse_alike(op, LARGER[op] | {name: value}, f"{name} to be a Tensor, got {type(value).__name__}$")
 
 
 @needs_native
@@ -84,7 +103,7 @@ def test_operators_refuse_tensors_of_several_devices_before_they_run_too():
 
 @pytest.mark.parametrize(("op", "name"), [pair for pair in EVERY_ARGUMENT if pair not in OPTIONAL])
 def test_none_for_a_tensor_is_named(path, op, name):
-    refuse(op, arguments_of(op) | {name: None}, TypeError, f"{name} to be a Tensor, got NoneType$")
+    refuse_alike(op, arguments_of(op) | {name: None}, f"{name} to be a Tensor, got NoneType$")
 
 
 @each_pair

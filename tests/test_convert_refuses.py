@@ -182,22 +182,6 @@ def test_source_that_is_not_there_leaves_the_forward_alone():
     torch.testing.assert_close(model(x), (x @ model.fc.weight.t() + model.fc.bias).relu())
 
 
-def test_a_decorated_forward_is_left_alone():
-    class Quiet(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc = nn.Linear(3, 3)
-
-        @torch.no_grad()
-        def forward(self, x):
-            return torch.relu(self.fc(x))
-
-    model = Quiet()
-    report = pytorch_ext.convert(model)
-    assert type(model) is Quiet and "a decorator" in reason(report, "")[1]
-    assert not model(torch.randn(2, 3)).requires_grad
-
-
 def test_a_class_that_watches_its_subclasses_is_not_derived_from():
     made_classes = []
 

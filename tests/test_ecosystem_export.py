@@ -156,6 +156,22 @@ def test_a_package_of_aotinductor_takes_losses(tmp_path):
     }
 
 
+@needs_native
+def test_a_package_of_aotinductor_draws_dropout_s_masks_as_eager_does(tmp_path):
+    model, x = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Dropout(0.5), nn.Dropout(0.5)), torch.randn(3, 16)
+    pytorch_ext.convert(model)
+    with torch.no_grad():
+        program = torch.export.export(model, (x,))
+        package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "dropout.pt2"))
+        loaded, results = torch._inductor.aoti_load_package(package), []
+        for call in (model, loaded):
+            torch.manual_seed(4)
+            results.append([call(x) for _ in range(3)])
+    for eager, mine in zip(*results, strict=True):
+        assert_same_bits(mine, eager)
+    assert not torch.equal(*results[1][:2]) and (results[1][0] == 0).float().mean() > 0.6
+
+
 class Counted:
     """A backend that counts the graphs it compiles."""
 

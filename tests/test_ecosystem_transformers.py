@@ -155,13 +155,43 @@ def test_weights_after_training_do_not_depend_on_the_threads(make):
 @needs_native
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @each_model
-def test_no_product_and_no_attention_is_left_to_stock(make, attention):
+def test_no_product_no_attention_and_no_loss_is_left_to_stock(make, attention):
     model, _ = pair(make, attention)
-    explained = pytorch_ext.explain(model, {"input_ids": IDS, "attention_mask": MASK})
-    products = ("mm", "addmm", "bmm", "_scaled_dot_product", "_softmax", "gelu", "silu")
+    explained = pytorch_ext.explain(model, {"input_ids": IDS, "attention_mask": MASK, "labels": IDS})
+    products = ("mm", "addmm", "bmm", "_scaled_dot_product", "_softmax", "gelu", "silu", "_log_softmax", "nll_loss")
     assert not [row for row in explained if row.path == "stock" and row.op.removeprefix("aten.").startswith(products)]
     ops = [row.op for row in explained if row.path == "native-cpu"]
     assert ops.count("scaled_dot_product_attention" if attention == "sdpa" else "softmax") == 2
+    assert ops.count("cross_entropy") == 1
+
+
+def test_checkpointed_layers_run_twice_as_stock_s_do():
+    """Their forward is wrapped by transformers, for every class derived from them once more."""
+    config = transformers.BartConfig(
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        dropout=0,
+        max_position_embeddings=24,
+        **SMALL,
+    )
+    model, stock = pair(lambda: transformers.BartForConditionalGeneration(config))
+    assert type(model.model.encoder.layers[0]).__mro__[1] is type(stock.model.encoder.layers[0])
+    counts = []
+    for m in (model, stock):
+        runs = []
+        m.model.encoder.layers[0].self_attn_layer_norm.register_forward_hook(lambda *_, runs=runs: runs.append(1))
+        m.model.decoder.layers[1].self_attn_layer_norm.register_forward_hook(lambda *_, runs=runs: runs.append(1))
+        m.gradient_checkpointing_enable()
+        m.train()(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
+        counts.append(len(runs))
+    assert counts[0] == counts[1] == 4
+    for p, q in zip(model.parameters(), stock.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-5)
 
 
 @needs_native

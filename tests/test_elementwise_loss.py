@@ -333,7 +333,7 @@ ONES, HALVES = torch.ones(2, 3), torch.full((2, 3), 0.5)
     ("loss", "arguments", "error", "message"),
     [
         ("mse_loss", (ONES, torch.ones(4)), RuntimeError, r"expected target that broadcasts with input \(2, 3\)"),
-        ("mse_loss", ([1.0], ONES), TypeError, "expected input to be a Tensor, got list"),
+        ("mse_loss", ([1.0], ONES), AttributeError, "expected input to be a Tensor, got list"),
         ("mse_loss", (ONES, ONES, None, None, "mean", torch.ones(3)), ValueError, r"expected weight \(2, 3\) as input"),
         ("binary_cross_entropy", (HALVES + 1, HALVES), RuntimeError, "expected input between 0 and 1, got 1.5"),
         ("binary_cross_entropy", (HALVES, -HALVES), RuntimeError, "expected target between 0 and 1, got -0.5"),

@@ -121,7 +121,7 @@ BAD = [
     ((X, W, T), {"reduction": "average"}, ValueError, "reduction one of"),
     ((X, W, T), {"label_smoothing": 1.5}, RuntimeError, "label_smoothing between 0 and 1"),
     ((X, W.double(), T), {}, RuntimeError, "linear_weight of torch.float32"),
-    (("x", W, T), {}, TypeError, "input to be a Tensor"),
+    (("x", W, T), {}, AttributeError, "input to be a Tensor"),
 ]
 
 
@@ -132,6 +132,6 @@ def test_bad_input_is_named(path, args, settings, error, message):
 
 
 @pytest.mark.skipif(not hasattr(stock, "linear_cross_entropy"), reason="torch has it from 2.13 on")
-@pytest.mark.parametrize(("args", "settings", "error", "message"), BAD[:-1])
+@pytest.mark.parametrize(("args", "settings", "error", "message"), BAD)
 def test_bad_input_raises_what_torch_raises(args, settings, error, message):
     assert error_of(stock.linear_cross_entropy, *args, **settings) is error

@@ -206,7 +206,7 @@ def test_autocast_leaves_the_dtype_alone_on_the_cpu(path, op):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (([1.0], 0), TypeError, "expected input to be a Tensor, got list"),
+        (([1.0], 0), AttributeError, "expected input to be a Tensor, got list"),
         ((torch.ones(2, 3), 2), IndexError, "expected dim between -2 and 1, got 2"),
         ((torch.ones(()), 1), IndexError, "expected dim between -1 and 0, got 1"),
         ((torch.ones(2, 0), -3), IndexError, "expected dim between -2 and 1, got -3"),

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as stock
@@ -10,6 +11,7 @@ from conftest import on_cpu_paths
 
 import pytorch_ext.functional as F
 import pytorch_ext.nn as nn
+from pytorch_ext import calls
 
 pytestmark = on_cpu_paths
 
@@ -228,3 +230,41 @@ def test_dropout_refuses_a_probability_as_torch_does(p):
     x = torch.randn(3)
     assert error_of(F.dropout, x, p) is error_of(stock.dropout, x, p)
     assert error_of(nn.Dropout, p) is error_of(torch.nn.Dropout, p)
+
+
+# ---- what is no such argument at all --------------------------------------------------------------------------------
+
+OTHERS = [None, 0, 2, -0.5, 1.5, float("nan"), "x", True, (1,), [1], torch.tensor(1), torch.float64, 2**70, object()]
+OPTIONS = {
+    "softmax": ("dim", "dtype"),
+    "log_softmax": ("dim", "dtype"),
+    "gelu": ("approximate",),
+    "dropout": ("p", "training"),
+    "cross_entropy": ("ignore_index", "label_smoothing"),
+    "nll_loss": ("ignore_index",),
+    "linear_cross_entropy": ("ignore_index", "label_smoothing", "options"),
+    "scaled_dot_product_attention": ("dropout_p", "is_causal", "scale", "enable_gqa"),
+}
+
+
+@pytest.mark.parametrize(("name", "option"), [(name, option) for name in OPTIONS for option in OPTIONS[name]])
+def test_an_option_of_any_kind_is_taken_or_refused_alike(name, option):
+    theirs = getattr(stock, name, None)
+    if theirs is None:
+        pytest.skip("this torch has no such function")
+    x, labels = torch.rand(3, 4), torch.tensor([0, 3, 1])
+    arguments = {"scaled_dot_product_attention": (x, x, x), "linear_cross_entropy": (x, torch.rand(4, 4), labels)}
+    arguments |= {"cross_entropy": (x, labels), "nll_loss": (x, labels)}
+    given = {"dim": 1} if "softmax" in name else {}
+    for value in OTHERS:
+        expected = error_of(theirs, *arguments.get(name, (x,)), **given | {option: value})
+        assert error_of(getattr(F, name), *arguments.get(name, (x,)), **given | {option: value}) is expected, value
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "sigmoid", "tanh"])
+@pytest.mark.parametrize("value", [None, 2.0, "text", [1.0], numpy.ones(2)], ids=lambda value: type(value).__name__)
+def test_torchs_name_and_the_functional_one_refuse_each_by_its_class(name, value):
+    dim = (0,) if "softmax" in name else ()
+    for theirs in (getattr(torch, name), getattr(stock, name)):
+        ours = getattr(F, name) if theirs is getattr(stock, name) else calls.TWINS[theirs]
+        assert error_of(ours, value, *dim) is error_of(theirs, value, *dim) is not None

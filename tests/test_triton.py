@@ -203,6 +203,9 @@ def test_the_key_of_dropout_is_the_native_library_s():
         key = triton_path.kernels.dropout.dropout_key()
         torch.manual_seed(seed)
         assert key.equal(torch.ops.pytorch_ext.dropout_key())
+        given = torch.Generator().manual_seed(seed)
+        assert key.equal(triton_path.kernels.dropout.dropout_key(given))
+        assert key.equal(torch.ops.pytorch_ext.dropout_key(given.manual_seed(seed)))
 
 
 @needs_native

@@ -92,6 +92,37 @@ def test_other_dtypes_have_the_same_rule(dtype):
     assert report and {row.dtype for row in report} == {str(dtype).removeprefix("torch.")}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_call_under_autocast_is_verified_under_it(dtype):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(40, 20), nn.GELU(), nn.Linear(20, 8), nn.Softmax(-1))
+            self.loss, self.plain = nn.CrossEntropyLoss(), nn.Linear(8, 3)
+
+        def forward(self, x):
+            z = self.body(x)
+            with torch.autocast("cpu", enabled=False):
+                z = self.plain(z.float())
+            return self.loss(z @ z.mT, torch.arange(len(x)))
+
+    with torch.autocast("cpu", dtype=dtype):
+        report = pytorch_ext.verify(Net(), torch.randn(6, 40))
+    assert report, report.first
+    dtypes = {(row.layer, row.op): row.dtype for row in report if row.result == "output"}
+    low = str(dtype).removeprefix("torch.")
+    assert dtypes["body.0", "linear, gelu"] == dtypes["", "matmul"] == low
+    assert dtypes["plain", "linear"] == dtypes["loss", "cross_entropy"] == "float32"
+
+
+@pytest.mark.parametrize("function", [pytorch_ext.verify, pytorch_ext.explain])
+def test_random_numbers_go_on_as_if_nobody_had_looked(function):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
+    before = torch.get_rng_state()
+    function(model, torch.ones(3, 4))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_without_kernels_there_is_nothing_to_verify():
     with pytorch_ext.backend("stock"):
         report = pytorch_ext.verify(nn.Linear(3, 4), torch.randn(2, 3))

@@ -34,9 +34,9 @@ def dropout_kernel(x_ptr, y_ptr, count, key, threshold, SCALE: tl.constexpr, BLO
     tl.store(y_ptr + i, n.narrow(y, y_ptr.dtype.element_ty), mask=i < count)
 
 
-def dropout_key():
-    """64 bits of torch's default generator, so that torch.manual_seed governs it."""
-    return torch.empty((), dtype=torch.int64).random_(-(2**63), None)
+def dropout_key(generator=None):
+    """64 bits of torch's default generator, which torch.manual_seed governs, unless another one is given."""
+    return torch.empty((), dtype=torch.int64).random_(-(2**63), None, generator=generator)
 
 
 def dropout_forward(input, p, key):

@@ -15,16 +15,18 @@ bool covers_dropout(const Tensor& input, double p, bool, bool) {
   return has_kernels(input) && is_kernel_dtype(input.scalar_type()) && p >= 0 && p <= 1;
 }
 
-uint64_t new_dropout_key() {
-  auto* generator =
-      at::get_generator_or_default<at::CPUGeneratorImpl>(std::nullopt, at::detail::getDefaultCPUGenerator());
+uint64_t new_dropout_key(const std::optional<at::Generator>& given) {
+  auto* generator = at::get_generator_or_default<at::CPUGeneratorImpl>(given, at::detail::getDefaultCPUGenerator());
   std::lock_guard<std::mutex> lock(generator->mutex_);
   return generator->random64();
 }
 
 namespace {
 
-Tensor dropout_key() { return at::scalar_tensor(static_cast<int64_t>(new_dropout_key()), at::kLong); }
+// AOTInductor takes no operator without arguments, whence the generator.
+Tensor dropout_key(const std::optional<at::Generator>& generator) {
+  return at::scalar_tensor(static_cast<int64_t>(new_dropout_key(generator)), at::kLong);
+}
 
 Tensor dropout_forward(const Tensor& input, double p, const Tensor& key) {
   TORCH_CHECK_VALUE(p >= 0 && p <= 1, "dropout: expected p between 0 and 1, got ", p);

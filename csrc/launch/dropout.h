@@ -3,12 +3,15 @@
 
 #include "../cpu/dropout.h"
 
+#include <ATen/core/Generator.h>
+
 #include <cmath>
+#include <optional>
 
 namespace pytorch_ext {
 
-// From torch's default generator, so that torch.manual_seed governs it.
-uint64_t new_dropout_key();
+// From torch's default generator, which torch.manual_seed governs, unless another one is given.
+uint64_t new_dropout_key(const std::optional<at::Generator>& given = std::nullopt);
 
 template <class S>
 Dropout<S> dropout_arguments(int64_t n, const S* x, S* y, double p, uint64_t key) {

@@ -102,8 +102,11 @@ def tanh(input):
 
 
 def gelu(input, *, approximate="none", out=None):
-    """``torch.nn.functional.gelu``. Raises RuntimeError where ``approximate`` is neither ``"none"`` nor ``"tanh"``."""
-    expect(approximate in ("none", "tanh"), "gelu", "approximate none or tanh", approximate)
+    """``torch.nn.functional.gelu``. Raises RuntimeError where ``approximate`` is neither ``"none"`` nor ``"tanh"``,
+    TypeError where it is no string."""
+    if approximate not in ("none", "tanh"):
+        error = RuntimeError if isinstance(approximate, str) else TypeError
+        expect(False, "gelu", "approximate none or tanh", approximate, error)
     output = activation("gelu", "gelu_tanh" if approximate == "tanh" else "gelu", input)
     return output if out is None else into("gelu", out, output)
 

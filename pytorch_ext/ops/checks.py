@@ -9,11 +9,27 @@ def expect(condition, op, what, got, error=RuntimeError):
         raise error(f"{op}: expected {what}, got {got}")
 
 
+# What torch's functions written in Python read of an argument before anything else, and its operators do not: a value
+# without that attribute is refused by an AttributeError.
+ASKED_FIRST = {
+    **{op: {"input": op} for op in ("softmax", "log_softmax", "sigmoid", "tanh")},
+    **{op: dict.fromkeys(("input", "target", "weight"), "size") for op in ("mse_loss", "binary_cross_entropy")},
+    "binary_cross_entropy_with_logits": {"input": "size", "target": "size"},
+    "linear_cross_entropy": {"input": "dim", "linear_weight": "dim", "target": "shape", "linear_bias": "shape"},
+}
+
+
 def expect_tensors(op, **arguments):
-    """Every argument is a Tensor (a TypeError otherwise), on the first one's device or a single number on the CPU."""
+    """Every argument is a Tensor, on the first one's device or a single number on the CPU.
+
+    What is none is refused by the class of error that torch's function raises, TypeError or AttributeError.
+    """
     first_name, first = next(iter(arguments.items()))
     for name, value in arguments.items():
-        expect(isinstance(value, torch.Tensor), op, f"{name} to be a Tensor", type(value).__name__, TypeError)
+        if not isinstance(value, torch.Tensor):
+            asked = ASKED_FIRST.get(op, {}).get(name)
+            error = TypeError if asked is None or hasattr(value, asked) else AttributeError
+            expect(False, op, f"{name} to be a Tensor", type(value).__name__, error)
         if value.device != first.device and (value.device.type != "cpu" or value.dim() > 0):
             expect_device(op, name, value, first_name, first)
 

@@ -43,7 +43,7 @@ class DropoutFunction(torch.autograd.Function):
 
 
 @register_fake("dropout_key")
-def _():
+def _(generator=None):
     return torch.empty((), dtype=torch.int64)
 
 

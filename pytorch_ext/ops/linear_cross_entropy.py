@@ -13,6 +13,7 @@ from .nll_loss import class_distribution
 from .paths import choice, is_dynamo_compiling, is_traced, overridden, products_are_ieee, register_fake, traceable
 
 IGNORED = -100  # the class index that cross_entropy ignores unless told otherwise
+OPTIONS = getattr(torch.nn, "LinearCrossEntropyOptions", ())  # torch's class of them, from 2.13 on
 
 
 def linear_cross_entropy(
@@ -35,8 +36,12 @@ def linear_cross_entropy(
     computed with the loss, for a loss gradient of 1, and multiplied by it. ``options`` are about stock's own chunks:
     nothing depends on them here, sums are float32 and a graph can be retained. Raises RuntimeError where shapes or
     dtypes do not fit, or an ignore_index is given for probabilities; IndexError for a class index out of range;
-    ValueError for an unknown reduction. A target or a weight that requires a gradient takes the two functions.
+    ValueError for an unknown reduction; AttributeError for other options. A target or a weight that requires a gradient
+    takes the two functions.
     """
+    if options is not None:
+        what, got = "options to be LinearCrossEntropyOptions", type(options).__name__
+        expect(isinstance(options, OPTIONS), "linear_cross_entropy", what, got, AttributeError)
     given = IGNORED if ignore_index is None else ignore_index
     if not is_dynamo_compiling() and (ignore_index is None or not is_of_probabilities(target)):
         code = reduction_code(reduction)

@@ -47,7 +47,7 @@ def scaled_dot_product_attention(
     the CPU and take the stock operator elsewhere. Raises TypeError for what is no tensor and RuntimeError for shapes,
     dtypes and devices that do not fit.
     """
-    if dropout_p == 0 and not enable_gqa and not is_dynamo_compiling():
+    if dropout_p == 0 and enable_gqa is False and not is_dynamo_compiling():
         output = choice.kernels.scaled_dot_product_attention(query, key, value, attn_mask, is_causal, scale)
         if output is not None:
             return output
@@ -55,7 +55,10 @@ def scaled_dot_product_attention(
     if not overridden(*tensors):
         expect_tensors(OP, query=query, key=key, value=value, **({} if attn_mask is None else {"attn_mask": attn_mask}))
         check(*tensors)
-        if (attn_mask is None or not is_causal) and 0 <= dropout_p <= 1 and fits(*tensors, enable_gqa=enable_gqa):
+        scale = float(scale) if isinstance(scale, int) else scale
+        known = type(is_causal) is type(enable_gqa) is bool and isinstance(scale, float | torch.SymFloat | None)
+        known = known and (attn_mask is None or not is_causal)
+        if known and 0 <= dropout_p <= 1 and fits(*tensors, enable_gqa=enable_gqa):
             output = by_kernels(tensors, dropout_p, is_causal, scale, enable_gqa)
             if output is not None:
                 return output

@@ -37,7 +37,8 @@ def otherwise(op, stock, input, dim, stacklevel, dtype):
                 return output
     if isinstance(dim, int):
         dims = max(input.dim(), 1)
-        expect(-dims <= dim < dims, op, f"dim between {-dims} and {dims - 1}", dim, IndexError)
+        error = IndexError if -(2**63) <= dim < 2**63 else ValueError
+        expect(-dims <= dim < dims, op, f"dim between {-dims} and {dims - 1}", dim, error)
     if is_traced(input) and (operators := traceable(input if dtype is None else input.to(dtype))):
         return getattr(operators, op)(input, dim, dtype)
     return stock(input, dim, dtype=dtype)
