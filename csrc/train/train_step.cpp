@@ -14,6 +14,7 @@
 #include <condition_variable>
 #include <mutex>
 #include <numeric>
+#include <type_traits>
 #include <utility>
 
 #include "../eager.h"
@@ -75,58 +76,39 @@ class TrainStep {
   // Loss and gradients of a batch, kept for update().
   py::object gradients(const py::handle& input, const py::handle& target) {
     Turn turn(*this);
-    return py::cast(compute(checked("input", input), checked("target", target)));
+    const Tensor &x = checked("input", input), &y = checked("target", target);
+    prepare(x, y, /*updates=*/false);
+    Tensor loss = empty({}, chain_.like());
+    pass(x, y, loss, /*updates=*/false);
+    return py::cast(std::move(loss));
   }
   // The optimiser's step with the gradients of the last batches, once there are as many as are accumulated.
   void update() {
     Turn turn(*this);
-    apply();
+    or_undo([&] {
+      update_.refresh();
+      apply();
+    });
   }
   // Both at once; null, having done nothing, where somebody wants to see the update.
   py::object call(const py::handle& input, const py::handle& target) {
     Turn turn(*this);
     if (update_.is_observed()) return {};
-    const Tensor &x = checked("input", input), &y = checked("target", target);
-    prepare(x, y);
-    if (!x.is_cpu() && one_launch_.plan({x.dim() ? x.size(0) : 0}, y, accumulate_ > 1)) {
+    return or_undo([&] {
+      const Tensor &x = checked("input", input), &y = checked("target", target);
+      prepare(x, y, /*updates=*/true);
       Tensor loss = empty({}, chain_.like());
-      launch(x.is_contiguous() ? x : x.contiguous(), y, loss);
+      if (!x.is_cpu() && one_launch_.plan({x.dim() ? x.size(0) : 0}, y, accumulate_ > 1))
+        launch(x.is_contiguous() ? x : x.contiguous(), y, loss);
+      else
+        pass(x, y, loss, /*updates=*/true);
       return py::cast(std::move(loss));
-    }
-    Tensor loss = pass(x, y);
-    apply();
-    return py::cast(std::move(loss));
+    });
   }
   // The losses of batches that are rows of two tensors: so many of `rows` each.
   Tensor run(const Tensor& inputs, const Tensor& targets, const Tensor& rows, const std::vector<int64_t>& lengths) {
     Turn turn(*this);
-    Tensor losses = at::empty({static_cast<int64_t>(lengths.size())}, chain_.like().options());
-    const Tensor all = rows.to(inputs.device());
-    int64_t begin = 0;
-    for (size_t batch = 0; batch < lengths.size();) {
-      const auto choose = [&](int64_t first, int64_t count) {
-        const Tensor chosen = all.narrow(0, first, count);
-        return std::make_pair(at::index_select(inputs, 0, chosen), at::index_select(targets, 0, chosen));
-      };
-      const auto [x, y] = choose(begin, lengths[batch]);
-      prepare(x, y);
-      const std::vector<int64_t> together = lengths_of_a_launch(lengths, batch, x);
-      if (!x.is_cpu() && one_launch_.plan(together, y, accumulate_ > 1)) {
-        const int64_t count = std::accumulate(together.begin(), together.end(), int64_t(0));
-        const auto [xs, ys] = choose(begin, count);
-        for (int64_t length : together)
-          if (const Tensor some = xs.narrow(0, 0, length); !pass_.is_planned(some.sizes()))
-            prepare(some, ys.narrow(0, 0, length));
-        launch(xs, ys, losses.narrow(0, static_cast<int64_t>(batch), static_cast<int64_t>(together.size())));
-        begin += count, batch += together.size();
-      } else {
-        const Tensor loss = pass(x, y);
-        apply();
-        losses[static_cast<int64_t>(batch)].copy_(loss);
-        begin += lengths[batch++];
-      }
-    }
-    return losses;
+    return or_undo([&] { return take(inputs, targets, rows, lengths); });
   }
   bool is_observed() const { return update_.is_observed(); }
   // Why the last steps were not one launch, and of how many blocks they were where they were.
@@ -135,7 +117,7 @@ class TrainStep {
   int exact_blocks() const { return one_launch_.exact_blocks; }
   void set_exact_blocks(int count) { one_launch_.exact_blocks = count; }
   // Whether the next batch's gradients complete a step.
-  bool updates_next() const { return batches_ + 1 >= accumulate_; }
+  bool updates_next() const { return batches_counted() + 1 >= accumulate_; }
 
  private:
   // One thread at a time; others wait without the GIL, which each has that reads or writes this.
@@ -167,13 +149,30 @@ class TrainStep {
     TrainStep& step_;
   };
 
+  // take(), which takes steps; where it raises, nothing is left of that in the optimiser.
+  template <class Take>
+  std::invoke_result_t<Take> or_undo(Take&& take) {
+    try {
+      return take();
+    } catch (...) {
+      update_.undo();
+      throw;
+    }
+  }
+
+  class Rest;
+  // Those since the last update; the batches of one that has raised count no more.
+  int64_t batches_counted() const { return batches_ >= accumulate_ ? 0 : batches_; }
+  bool begins(size_t slot) const { return batches_ == 0 || !sums_[slot].has_begun; }
   bool trains_as_before() const;
   void find_trained();
-  Tensor compute(const Tensor& input, const Tensor& target);
-  void prepare(const Tensor& input, const Tensor& target);
-  Tensor pass(const Tensor& input, const Tensor& target);
+  void prepare(const Tensor& input, const Tensor& target, bool updates);
+  void pass(const Tensor& input, const Tensor& target, const Tensor& loss, bool updates);
+  void pass_on_device(const Tensor& input, const Tensor& target, const Tensor& loss, bool updates);
   void launch(const Tensor& inputs, const Tensor& targets, const Tensor& losses);
+  Tensor take(const Tensor& inputs, const Tensor& targets, const Tensor& rows, const std::vector<int64_t>& lengths);
   void accumulate();
+  void have_accumulated();
   void apply();
 
   std::atomic<bool> is_taken_{false};
@@ -185,17 +184,54 @@ class TrainStep {
   Update update_;
   OneLaunch one_launch_;
   int64_t accumulate_, batches_ = 0;
-  std::vector<Tensor> sums_;  // of accumulated gradients, by slot
+  // Of accumulated gradients, by slot: as long as there is one, a parameter is updated, frozen or not.
+  struct Sum {
+    Tensor value;
+    bool has_begun = false;
+  };
+  std::vector<Sum> sums_;
 };
+
+Tensor TrainStep::take(const Tensor& inputs, const Tensor& targets, const Tensor& rows,
+                       const std::vector<int64_t>& lengths) {
+  Tensor losses = at::empty({static_cast<int64_t>(lengths.size())}, chain_.like().options());
+  const Tensor all = rows.to(inputs.device());
+  int64_t begin = 0;
+  for (size_t batch = 0; batch < lengths.size();) {
+    const auto choose = [&](int64_t first, int64_t count) {
+      const Tensor chosen = all.narrow(0, first, count);
+      return std::make_pair(at::index_select(inputs, 0, chosen), at::index_select(targets, 0, chosen));
+    };
+    const auto [x, y] = choose(begin, lengths[batch]);
+    prepare(x, y, /*updates=*/true);
+    const std::vector<int64_t> together = lengths_of_a_launch(lengths, batch, x);
+    if (!x.is_cpu() && one_launch_.plan(together, y, accumulate_ > 1)) {
+      const int64_t count = std::accumulate(together.begin(), together.end(), int64_t(0));
+      const auto [xs, ys] = choose(begin, count);
+      for (int64_t length : together)
+        if (const Tensor some = xs.narrow(0, 0, length); !pass_.is_planned(some.sizes()))
+          prepare(some, ys.narrow(0, 0, length), /*updates=*/true);
+      launch(xs, ys, losses.narrow(0, static_cast<int64_t>(batch), static_cast<int64_t>(together.size())));
+      begin += count, batch += together.size();
+    } else {
+      pass(x, y, losses.select(0, static_cast<int64_t>(batch)), /*updates=*/true);
+      begin += lengths[batch++];
+    }
+  }
+  return losses;
+}
 
 // Which parameters get gradients.
 void TrainStep::find_trained() {
-  std::vector<const Weight*> trained;
-  for (auto& slot : chain_.slots()) {
+  std::vector<const Weight*> trained, unwanted;
+  sums_.resize(accumulate_ > 1 ? chain_.slots().size() : 0);
+  for (size_t i = 0; i < chain_.slots().size(); i++) {
+    Slot* slot = chain_.slots()[i].get();
     Weight& weight = slot->weight;
-    const bool trains = weight.value.requires_grad();
-    if (!trains || !update_.wants(weight.value)) {
+    const bool trains = weight.value.requires_grad(), has_sum = batches_ > 0 && sums_[i].has_begun;
+    if (!has_sum && (!trains || !update_.wants(weight.value))) {
       weight.gradient = Tensor();
+      if (trains) unwanted.push_back(&weight);
     } else {
       if (!weight.gradient.defined())
         weight.gradient = at::empty_like(weight.value.detach(), at::MemoryFormat::Contiguous);
@@ -203,7 +239,7 @@ void TrainStep::find_trained() {
     }
     slot->trains = trains;
   }
-  update_.take(std::move(trained));
+  update_.take(std::move(trained), std::move(unwanted));
 }
 
 bool TrainStep::trains_as_before() const {
@@ -211,25 +247,27 @@ bool TrainStep::trains_as_before() const {
                      [](const auto& slot) { return slot->trains == slot->weight.value.requires_grad(); });
 }
 
-Tensor TrainStep::compute(const Tensor& input, const Tensor& target) {
-  prepare(input, target);
-  return pass(input, target);
-}
-
-// Everything that can be wrong with a batch is found here.
-void TrainStep::prepare(const Tensor& input, const Tensor& target) {
-  if (pass_.has_moved())
-    for (const Tensor& sum : sums_)
-      if (sum.defined()) sum.record_stream(*current_stream(sum));
+// Everything that can be wrong with a batch is found here, and with `updates` what can be wrong with the optimiser.
+void TrainStep::prepare(const Tensor& input, const Tensor& target, bool updates) {
+  batches_ = batches_counted();
+  if (pass_.has_moved()) {
+    update_.forget_memory();
+    for (Sum& sum : sums_) {
+      const bool stays = sum.value.defined() && sum.value.options().type_equal(chain_.like().options());
+      if (!stays) sum = Sum();
+      if (stays && sum.value.is_cuda()) sum.value.record_stream(*current_stream(sum.value));
+    }
+  }
   if (chain_.refresh()) pass_.forget_plan();
   check_same("TrainStep", "input", input, chain_.like());
   TORCH_CHECK(!at::autocast::is_autocast_enabled(input.device().type()) && products_are_ieee(input),
               "TrainStep: expected float32 products of full precision, got autocast, TF32 or bfloat16 products");
-  if (!pass_.is_planned(input.sizes()) || !trains_as_before()) {
+  if (!pass_.is_planned(input.sizes()) || !trains_as_before() || update_.misses_gradients()) {
     find_trained();
     pass_.plan(input.sizes());
   }
   pass_.read(target);
+  if (updates && updates_next()) update_.refresh();
 }
 
 // The steps that one_launch_ has planned.
@@ -242,39 +280,90 @@ void TrainStep::launch(const Tensor& inputs, const Tensor& targets, const Tensor
   update_.tell_schedulers();
 }
 
-// Loss and gradients of a batch that prepare() has seen.
-Tensor TrainStep::pass(const Tensor& input, const Tensor& target) {
-  Tensor loss = empty({}, chain_.like());
+// Loss and gradients of a batch that prepare() has seen; with `updates` the update too, where it is the last of a step.
+void TrainStep::pass(const Tensor& input, const Tensor& target, const Tensor& loss, bool updates) {
+  const Tensor x = input.is_contiguous() ? input : input.contiguous();
+  if (!x.is_cpu()) return pass_on_device(x, target, loss, updates);
   {
     WithoutGil no_gil(pass_.is_long());
-    pass_.run(input.is_contiguous() ? input : input.contiguous(), target, loss);
+    pass_.run(x, loss);
     if (accumulate_ > 1) accumulate();
   }
+  have_accumulated();
   batches_++;
-  return loss;
+  if (updates) apply();
+}
+
+// What a step does behind its backward pass.
+class TrainStep::Rest final : public Ending {
+ public:
+  Rest(TrainStep& step, bool updates) : step_(step), updates_(updates) {}
+
+  bool add_to(GraphArguments& arguments, LaunchKey& key) override {
+    key.insert(key.end(), {step_.accumulate_ > 1, step_.batches_ == 0, step_.batches_ + 1 >= step_.accumulate_});
+    for (size_t i = 0; i < step_.sums_.size(); i++) {
+      const Tensor& sum = step_.sums_[i].value;
+      key.push_back(sum.defined() ? reinterpret_cast<int64_t>(data<char>(sum)) : 0);
+      key.push_back(step_.begins(i)), key.push_back(step_.chain_.slots()[i]->trains);
+    }
+    key.push_back(updates_);
+    return !updates_ || step_.update_.add_to(arguments, key);
+  }
+  void launch(bool recorded) override {
+    if (step_.accumulate_ > 1) step_.accumulate();
+    if (updates_) recorded ? step_.update_.record() : step_.update_.step();
+  }
+
+ private:
+  TrainStep& step_;
+  bool updates_;
+};
+
+void TrainStep::pass_on_device(const Tensor& input, const Tensor& target, const Tensor& loss, bool updates) {
+  const bool completes = updates && updates_next();
+  {
+    WithoutGil no_gil(pass_.is_long());
+    Rest rest(*this, completes);
+    const bool by_graph = pass_.run(input, target, loss, rest);
+    have_accumulated();
+    batches_ = completes ? 0 : batches_ + 1;
+    if (completes && by_graph) update_.stepped(1);
+  }
+  if (completes) update_.tell_schedulers();
 }
 
 // Into sums_, in the order of the batches; the last sum is where the optimiser looks.
 void TrainStep::accumulate() {
   at::NoGradGuard no_grad;
-  sums_.resize(chain_.slots().size());
   for (size_t i = 0; i < chain_.slots().size(); i++) {
-    Tensor& gradient = chain_.slots()[i]->weight.gradient;
-    if (!gradient.defined()) continue;
-    if (batches_ == 0)
-      sums_[i] = gradient.clone();
-    else
-      sums_[i].add_(gradient);
+    const Slot& slot = *chain_.slots()[i];
+    const Tensor& gradient = slot.weight.gradient;
+    Tensor& sum = sums_[i].value;
+    if (slot.trains && gradient.defined()) {
+      if (!sum.defined()) sum = at::empty_like(gradient);
+      begins(i) ? sum.copy_(gradient) : sum.add_(gradient);
+    }
+    if (batches_ + 1 >= accumulate_ && gradient.defined()) gradient.copy_(sum);
   }
-  if (batches_ + 1 < accumulate_) return;
-  for (size_t i = 0; i < chain_.slots().size(); i++)
-    if (chain_.slots()[i]->weight.gradient.defined()) chain_.slots()[i]->weight.gradient.copy_(sums_[i]);
+}
+
+// Afterwards.
+void TrainStep::have_accumulated() {
+  for (size_t i = 0; i < sums_.size(); i++) {
+    Slot& slot = *chain_.slots()[i];
+    sums_[i].has_begun = slot.weight.gradient.defined();
+    if (batches_ + 1 >= accumulate_ && sums_[i].has_begun)
+      slot.trains = true;  // what was frozen meanwhile is to be noticed again
+  }
 }
 
 void TrainStep::apply() {
   if (batches_ < accumulate_) return;
   batches_ = 0;
-  update_.run(pass_.is_long());
+  {
+    WithoutGil no_gil(pass_.is_long());
+    update_.step();
+  }
   update_.tell_schedulers();
 }
 
