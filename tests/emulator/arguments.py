@@ -51,7 +51,8 @@ DECLARATIONS = {
 @functools.cache
 def structures(dtype):
     """Every struct for tensors of `dtype`, by its name."""
-    kinds = {"enum": c_int, "bool": c_bool, "uint32": c_uint32, "uint64": c_uint64, "24": c_int64 * 24, "480": c_uint64 * 480}
+    kinds = {"enum": c_int, "bool": c_bool, "uint32": c_uint32, "uint64": c_uint64}
+    kinds |= {"24": c_int64 * 24, "480": c_uint64 * 480}
     kinds["real"] = c_double if dtype == torch.float64 else c_float
     for name, fields in DECLARATIONS.items():
         parts = (field.partition(":") for field in fields.split())
