@@ -30,8 +30,8 @@ const Tensor& checked(const char* name, const py::handle& object) {
   TORCH_CHECK_TYPE(THPVariable_Check(object.ptr()), "TrainStep: expected ", name, " to be a Tensor, got ",
                    Py_TYPE(object.ptr())->tp_name);
   const Tensor& t = THPVariable_Unpack(object.ptr());
-  TORCH_CHECK(is_ordinary(t), "TrainStep: expected ", name, " to be an ordinary dense tensor, got ",
-              Py_TYPE(object.ptr())->tp_name);
+  TORCH_CHECK(is_ordinary(t), "TrainStep: expected ", name, " to be an ordinary dense tensor, got a ",
+              Py_TYPE(object.ptr())->tp_name, " of layout ", t.layout(), " on ", t.device());
   return t;
 }
 
@@ -64,10 +64,10 @@ std::vector<int64_t> lengths_of_a_launch(const std::vector<int64_t>& lengths, si
 
 class TrainStep {
  public:
-  // `layers` and `loss` as pytorch_ext/chain.py and train.py describe them.
-  TrainStep(const py::list& layers, const py::tuple& loss, py::object optimizer, const std::string& rule,
-            std::optional<double> max_norm, int64_t accumulate)
-      : chain_(layers),
+  // `layers`, `places` and `loss` as pytorch_ext/chain.py and train.py describe them.
+  TrainStep(const py::list& layers, const py::list& places, const py::tuple& loss, py::object optimizer,
+            const std::string& rule, std::optional<double> max_norm, int64_t accumulate)
+      : chain_(layers, places),
         pass_(chain_, loss_of(loss)),
         update_(std::move(optimizer), rule, max_norm),
         one_launch_(chain_, pass_, update_),
@@ -407,8 +407,8 @@ void call_natively(const py::type& python_class) {
 void define_train_step(py::module_& m) {
   m.def("call_natively", &call_natively);
   py::class_<TrainStep>(m, "TrainStep")
-      .def(
-          py::init<const py::list&, const py::tuple&, py::object, const std::string&, std::optional<double>, int64_t>())
+      .def(py::init<const py::list&, const py::list&, const py::tuple&, py::object, const std::string&,
+                    std::optional<double>, int64_t>())
       .def("gradients", &TrainStep::gradients)
       .def("update", &TrainStep::update)
       .def("run", &TrainStep::run)

@@ -1,5 +1,6 @@
 #include "update.h"
 
+#include <c10/core/InferenceMode.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <algorithm>
@@ -26,7 +27,13 @@ bool Update::wants(const Tensor& parameter) const {
   return false;
 }
 
+// What is made there could not be changed elsewhere.
+static void check_mode() {
+  TORCH_CHECK(!c10::InferenceMode::is_enabled(), "TrainStep: expected no inference mode where memory is made, got it");
+}
+
 void Update::take(std::vector<const Weight*> weights, std::vector<const Weight*> unwanted) {
+  check_mode();
   weights_ = std::move(weights), unwanted_ = std::move(unwanted);
   reader_.reset();
 }
@@ -38,6 +45,7 @@ bool Update::misses_gradients() const {
 void Update::read() {
   static PyObject* const param_groups = PyUnicode_InternFromString("param_groups");
   static PyObject* const state = PyUnicode_InternFromString("state");
+  check_mode();
   groups_.clear();
   reader_ = std::make_unique<GroupReader>(GroupReader{nullptr, Lookups(true)});
   reader_->obeys_hints = false;

@@ -502,8 +502,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   };
   const auto run = with(config->gridDim, config->blockDim, config->dynamicSmemBytes, {arguments...});
   const auto with_pointers = [=](dim3 grid, dim3 block, size_t bytes, void** pointers) {
-    [[maybe_unused]] void** at = pointers;
-    return with(grid, block, bytes, {*static_cast<std::decay_t<Parameters>*>(*at++)...});
+    [[maybe_unused]] const auto next = [&] { return *pointers++; };
+    return with(grid, block, bytes, {*static_cast<std::decay_t<Parameters>*>(next())...});
   };
   return simt::postpone(config->stream, {run, symbol, with_pointers}) ? cudaSuccess : run();
 }
