@@ -40,7 +40,7 @@ def places_of(model):
                 owner, path = modules[".".join(parents[:depth])], ".".join(parents[: depth + 1])
                 places[path] = owner._modules, key, path
                 if isinstance(owner, torch.nn.Sequential):
-                    places[path, "owner"] = owner._modules, None, ".".join(parents[:depth]) or "given"
+                    places[path, "owner"] = owner._modules, None, ".".join(parents[:depth])
     return list(places.values())
 
 

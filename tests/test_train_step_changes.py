@@ -50,8 +50,8 @@ def test_parameters_may_be_frozen_and_thawed_between_accumulated_batches(optimiz
 
 def test_a_parameter_group_may_be_added():
     def between(i, model, optimizer):
-        if i < 4:
-            model[0].zero_grad()
+        if i <= 4:
+            model[0].zero_grad()  # whom the loop's optimiser does not know
         if i == 4:
             optimizer.add_param_group({"params": list(model[0].parameters()), "lr": 0.5})
 
@@ -135,8 +135,8 @@ def test_the_average_of_the_weights_is_that_of_the_loop():
 REPLACED = {
     "a layer": (lambda model: model.__setitem__(0, ns.Linear(12, 9)), "the module 0 that it was made with"),
     "an activation": (lambda model: model.__setitem__(1, ns.Tanh()), "the module 1 that it was made with"),
-    "a layer more": (lambda model: model.append(ns.ReLU()), "the module given of as many modules as"),
-    "a layer less": (lambda model: model.__delitem__(1), "the module 1 that it was made with"),
+    "a layer more": (lambda model: model.append(ns.ReLU()), "the model with the 3 layers that it was made with, got 4"),
+    "a layer less": (lambda model: model.__delitem__(1), "the model with the 3 layers that it was made with, got 2"),
 }
 
 

@@ -21,11 +21,16 @@ Chain::Chain(const py::list& layers, const py::list& places) : descriptions_(lay
 
 void Chain::check_places() {
   for (const Place& place : places_) {
-    const bool is_same = place.module ? lookups_.find(place.modules.ptr(), place.key.ptr()) == place.module.ptr()
-                                      : lookups_.size(place.modules.ptr()) == place.count;
-    TORCH_CHECK(is_same, "TrainStep: expected the module ", place.name,
-                place.module ? " that it was made with" : " of as many modules as it was made with",
-                ", got another; make a new TrainStep");
+    if (place.module) {
+      const bool is_same = lookups_.find(place.modules.ptr(), place.key.ptr()) == place.module.ptr();
+      TORCH_CHECK(is_same, "TrainStep: expected the module ", place.name,
+                  " that it was made with, got another; make a new TrainStep");
+    } else {
+      const Py_ssize_t count = lookups_.size(place.modules.ptr());
+      TORCH_CHECK(count == place.count, "TrainStep: expected the ",
+                  place.name.empty() ? "model" : "module " + place.name, " with the ", place.count,
+                  " layers that it was made with, got ", count, "; make a new TrainStep");
+    }
   }
 }
 

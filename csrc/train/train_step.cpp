@@ -223,6 +223,7 @@ Tensor TrainStep::take(const Tensor& inputs, const Tensor& targets, const Tensor
 
 // Which parameters get gradients.
 void TrainStep::find_trained() {
+  Update::check_mode();
   std::vector<const Weight*> trained, unwanted;
   sums_.resize(accumulate_ > 1 ? chain_.slots().size() : 0);
   for (size_t i = 0; i < chain_.slots().size(); i++) {

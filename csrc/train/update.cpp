@@ -27,13 +27,11 @@ bool Update::wants(const Tensor& parameter) const {
   return false;
 }
 
-// What is made there could not be changed elsewhere.
-static void check_mode() {
+void Update::check_mode() {
   TORCH_CHECK(!c10::InferenceMode::is_enabled(), "TrainStep: expected no inference mode where memory is made, got it");
 }
 
 void Update::take(std::vector<const Weight*> weights, std::vector<const Weight*> unwanted) {
-  check_mode();
   weights_ = std::move(weights), unwanted_ = std::move(unwanted);
   reader_.reset();
 }

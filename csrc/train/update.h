@@ -27,6 +27,8 @@ class Update {
   // `rule` is "sgd" or "adam". The gradients' norm is clipped to `max_norm` where that is given.
   Update(pybind11::object optimizer, std::string rule, std::optional<double> max_norm);
 
+  // Raises in inference mode, where what is made cannot be changed elsewhere.
+  static void check_mode();
   // Whether a hook or the profiler wants to see the steps.
   bool is_observed() const;
   // The step was taken, and schedulers look whether it was.
