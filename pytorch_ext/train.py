@@ -56,6 +56,8 @@ class TrainStep:
         expect(isinstance(optimizer, Optimizer), "TrainStep", "optimizer to be an Optimizer", got[1], TypeError)
         whole = type(accumulate) is int and accumulate >= 1
         expect(whole, "TrainStep", "accumulate to be a positive integer", repr(accumulate), ValueError)
+        is_norm = max_norm is None or isinstance(max_norm, (int, float))
+        expect(is_norm, "TrainStep", "max_norm to be a number", repr(max_norm), TypeError)
         self.model, self.loss_function, self.optimizer = model, loss_function, optimizer
         self.max_norm, self.accumulate = max_norm, accumulate
         self.reason = None  # why the loop runs instead of the native step
@@ -192,11 +194,24 @@ def native_step(model, loss_function, optimizer, max_norm, accumulate):
         raise NotAChain(f"the backend native, got {choice.name}")
     if type(optimizer) not in RULES:
         raise NotAChain(f"the optimiser SGD, Adam or AdamW, got {type(optimizer).__qualname__}")
+    check_options(optimizer)
     layers = chain_of(model)
     check_parameters(layers)
     norm = None if max_norm is None else float(max_norm)
     loss = describe_loss(loss_function)
     return native.library.TrainStep(layers, places_of(model), loss, optimizer, RULES[type(optimizer)], norm, accumulate)
+
+
+def check_options(optimizer):
+    """Options that are numbers: what makes tensors of them is torch's own step."""
+    for group in optimizer.param_groups:
+        for name in ("capturable", "differentiable"):
+            if group.get(name):
+                raise NotAChain(f"an optimiser without {name}, got {name}={group[name]}")
+        for name, value in group.items():
+            numbers = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(number, torch.Tensor) for number in numbers):
+                raise NotAChain(f"an optimiser whose options are numbers, got a tensor as {name}")
 
 
 def check_parameters(layers):
