@@ -19,6 +19,7 @@
 
 #include "../eager.h"
 #include "../launch/covers.h"
+#include "gradient_sums.h"
 #include "one_launch.h"
 
 namespace pytorch_ext::train {
@@ -71,7 +72,7 @@ class TrainStep {
         pass_(chain_, loss_of(loss)),
         update_(std::move(optimizer), rule, max_norm),
         one_launch_(chain_, pass_, update_),
-        accumulate_(accumulate) {}
+        sums_(chain_, accumulate) {}
 
   // Loss and gradients of a batch, kept for update().
   py::object gradients(const py::handle& input, const py::handle& target) {
@@ -98,7 +99,7 @@ class TrainStep {
       const Tensor &x = checked("input", input), &y = checked("target", target);
       prepare(x, y, /*updates=*/true);
       Tensor loss = empty({}, chain_.like());
-      if (!x.is_cpu() && one_launch_.plan({x.dim() ? x.size(0) : 0}, y, accumulate_ > 1))
+      if (!x.is_cpu() && one_launch_.plan({x.dim() ? x.size(0) : 0}, y, sums_.are_needed()))
         launch(x.is_contiguous() ? x : x.contiguous(), y, loss);
       else
         pass(x, y, loss, /*updates=*/true);
@@ -117,7 +118,7 @@ class TrainStep {
   int exact_blocks() const { return one_launch_.exact_blocks; }
   void set_exact_blocks(int count) { one_launch_.exact_blocks = count; }
   // Whether the next batch's gradients complete a step.
-  bool updates_next() const { return batches_counted() + 1 >= accumulate_; }
+  bool updates_next() const { return sums_.completes_next(); }
 
  private:
   // One thread at a time; others wait without the GIL, which each has that reads or writes this.
@@ -161,9 +162,6 @@ class TrainStep {
   }
 
   class Rest;
-  // Those since the last update; the batches of one that has raised count no more.
-  int64_t batches_counted() const { return batches_ >= accumulate_ ? 0 : batches_; }
-  bool begins(size_t slot) const { return batches_ == 0 || !sums_[slot].has_begun; }
   bool trains_as_before() const;
   void find_trained();
   void prepare(const Tensor& input, const Tensor& target, bool updates);
@@ -171,8 +169,6 @@ class TrainStep {
   void pass_on_device(const Tensor& input, const Tensor& target, const Tensor& loss, bool updates);
   void launch(const Tensor& inputs, const Tensor& targets, const Tensor& losses);
   Tensor take(const Tensor& inputs, const Tensor& targets, const Tensor& rows, const std::vector<int64_t>& lengths);
-  void accumulate();
-  void have_accumulated();
   void apply();
 
   std::atomic<bool> is_taken_{false};
@@ -183,13 +179,7 @@ class TrainStep {
   Pass pass_;
   Update update_;
   OneLaunch one_launch_;
-  int64_t accumulate_, batches_ = 0;
-  // Of accumulated gradients, by slot: as long as there is one, a parameter is updated, frozen or not.
-  struct Sum {
-    Tensor value;
-    bool has_begun = false;
-  };
-  std::vector<Sum> sums_;
+  GradientSums sums_;
 };
 
 Tensor TrainStep::take(const Tensor& inputs, const Tensor& targets, const Tensor& rows,
@@ -205,7 +195,7 @@ Tensor TrainStep::take(const Tensor& inputs, const Tensor& targets, const Tensor
     const auto [x, y] = choose(begin, lengths[batch]);
     prepare(x, y, /*updates=*/true);
     const std::vector<int64_t> together = lengths_of_a_launch(lengths, batch, x);
-    if (!x.is_cpu() && one_launch_.plan(together, y, accumulate_ > 1)) {
+    if (!x.is_cpu() && one_launch_.plan(together, y, sums_.are_needed())) {
       const int64_t count = std::accumulate(together.begin(), together.end(), int64_t(0));
       const auto [xs, ys] = choose(begin, count);
       for (int64_t length : together)
@@ -225,11 +215,10 @@ Tensor TrainStep::take(const Tensor& inputs, const Tensor& targets, const Tensor
 void TrainStep::find_trained() {
   Update::check_mode();
   std::vector<const Weight*> trained, unwanted;
-  sums_.resize(accumulate_ > 1 ? chain_.slots().size() : 0);
   for (size_t i = 0; i < chain_.slots().size(); i++) {
     Slot* slot = chain_.slots()[i].get();
     Weight& weight = slot->weight;
-    const bool trains = weight.value.requires_grad(), has_sum = batches_ > 0 && sums_[i].has_begun;
+    const bool trains = weight.value.requires_grad(), has_sum = sums_.has(i);
     if (!has_sum && (!trains || !update_.wants(weight.value))) {
       weight.gradient = Tensor();
       if (trains) unwanted.push_back(&weight);
@@ -250,14 +239,10 @@ bool TrainStep::trains_as_before() const {
 
 // Everything that can be wrong with a batch is found here, and with `updates` what can be wrong with the optimiser.
 void TrainStep::prepare(const Tensor& input, const Tensor& target, bool updates) {
-  batches_ = batches_counted();
+  sums_.begin();
   if (pass_.has_moved()) {
     update_.forget_memory();
-    for (Sum& sum : sums_) {
-      const bool stays = sum.value.defined() && sum.value.options().type_equal(chain_.like().options());
-      if (!stays) sum = Sum();
-      if (stays && sum.value.is_cuda()) sum.value.record_stream(*current_stream(sum.value));
-    }
+    sums_.move();
   }
   if (chain_.refresh()) pass_.forget_plan();
   check_same("TrainStep", "input", input, chain_.like());
@@ -268,7 +253,7 @@ void TrainStep::prepare(const Tensor& input, const Tensor& target, bool updates)
     pass_.plan(input.sizes());
   }
   pass_.read(target);
-  if (updates && updates_next()) update_.refresh();
+  if (updates && sums_.completes_next()) update_.refresh();
 }
 
 // The steps that one_launch_ has planned.
@@ -288,10 +273,9 @@ void TrainStep::pass(const Tensor& input, const Tensor& target, const Tensor& lo
   {
     WithoutGil no_gil(pass_.is_long());
     pass_.run(x, loss);
-    if (accumulate_ > 1) accumulate();
+    sums_.launch();
   }
-  have_accumulated();
-  batches_++;
+  sums_.launched();
   if (updates) apply();
 }
 
@@ -301,17 +285,12 @@ class TrainStep::Rest final : public Ending {
   Rest(TrainStep& step, bool updates) : step_(step), updates_(updates) {}
 
   bool add_to(GraphArguments& arguments, LaunchKey& key) override {
-    key.insert(key.end(), {step_.accumulate_ > 1, step_.batches_ == 0, step_.batches_ + 1 >= step_.accumulate_});
-    for (size_t i = 0; i < step_.sums_.size(); i++) {
-      const Tensor& sum = step_.sums_[i].value;
-      key.push_back(sum.defined() ? reinterpret_cast<int64_t>(data<char>(sum)) : 0);
-      key.push_back(step_.begins(i)), key.push_back(step_.chain_.slots()[i]->trains);
-    }
+    step_.sums_.add_to(key);
     key.push_back(updates_);
     return !updates_ || step_.update_.add_to(arguments, key);
   }
   void launch(bool recorded) override {
-    if (step_.accumulate_ > 1) step_.accumulate();
+    step_.sums_.launch();
     if (updates_) recorded ? step_.update_.record() : step_.update_.step();
   }
 
@@ -321,46 +300,21 @@ class TrainStep::Rest final : public Ending {
 };
 
 void TrainStep::pass_on_device(const Tensor& input, const Tensor& target, const Tensor& loss, bool updates) {
-  const bool completes = updates && updates_next();
+  const bool completes = updates && sums_.completes_next();
   {
     WithoutGil no_gil(pass_.is_long());
     Rest rest(*this, completes);
     const bool by_graph = pass_.run(input, target, loss, rest);
-    have_accumulated();
-    batches_ = completes ? 0 : batches_ + 1;
+    sums_.launched();
+    if (completes) sums_.restart();
     if (completes && by_graph) update_.stepped(1);
   }
   if (completes) update_.tell_schedulers();
 }
 
-// Into sums_, in the order of the batches; the last sum is where the optimiser looks.
-void TrainStep::accumulate() {
-  at::NoGradGuard no_grad;
-  for (size_t i = 0; i < chain_.slots().size(); i++) {
-    const Slot& slot = *chain_.slots()[i];
-    const Tensor& gradient = slot.weight.gradient;
-    Tensor& sum = sums_[i].value;
-    if (slot.trains && gradient.defined()) {
-      if (!sum.defined()) sum = at::empty_like(gradient);
-      begins(i) ? sum.copy_(gradient) : sum.add_(gradient);
-    }
-    if (batches_ + 1 >= accumulate_ && gradient.defined()) gradient.copy_(sum);
-  }
-}
-
-// Afterwards.
-void TrainStep::have_accumulated() {
-  for (size_t i = 0; i < sums_.size(); i++) {
-    Slot& slot = *chain_.slots()[i];
-    sums_[i].has_begun = slot.weight.gradient.defined();
-    if (batches_ + 1 >= accumulate_ && sums_[i].has_begun)
-      slot.trains = true;  // what was frozen meanwhile is to be noticed again
-  }
-}
-
 void TrainStep::apply() {
-  if (batches_ < accumulate_) return;
-  batches_ = 0;
+  if (!sums_.is_complete()) return;
+  sums_.restart();
   {
     WithoutGil no_gil(pass_.is_long());
     update_.step();
