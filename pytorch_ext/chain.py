@@ -29,6 +29,21 @@ def chain_of(model):
     return fused(training)
 
 
+def places_of(model):
+    """Where the model holds its layers: ``(dict, key, name)`` of each on the way to one, and of a Sequential, which may
+    grow, ``(dict, None, name)``."""
+    modules, places = dict(model.named_modules()), {}
+    for name, module in modules.items():
+        if name and type(module) in MODULES:
+            parents = name.split(".")
+            for depth, key in enumerate(parents):
+                owner, path = modules[".".join(parents[:depth])], ".".join(parents[: depth + 1])
+                places[path] = owner._modules, key, path
+                if isinstance(owner, torch.nn.Sequential):
+                    places[path, "owner"] = owner._modules, None, ".".join(parents[:depth])
+    return list(places.values())
+
+
 def traced_layers(model, training):
     """The layers of the model's forward in that mode; the model's own modes stay."""
     modes = {module: module.training for module in model.modules()}

@@ -1,13 +1,14 @@
 """TrainStep: forward, loss, backward and update of a whole model in one native call."""
 
 import itertools
+import threading
 
 import torch
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from . import native, nn
-from .chain import NotAChain, chain_of
+from .chain import NotAChain, chain_of, places_of
 from .ops.checks import expect
 from .ops.losses import REDUCTIONS
 from .ops.paths import choice
@@ -55,9 +56,12 @@ class TrainStep:
         expect(isinstance(optimizer, Optimizer), "TrainStep", "optimizer to be an Optimizer", got[1], TypeError)
         whole = type(accumulate) is int and accumulate >= 1
         expect(whole, "TrainStep", "accumulate to be a positive integer", repr(accumulate), ValueError)
+        is_norm = max_norm is None or isinstance(max_norm, (int, float))
+        expect(is_norm, "TrainStep", "max_norm to be a number", repr(max_norm), TypeError)
         self.model, self.loss_function, self.optimizer = model, loss_function, optimizer
         self.max_norm, self.accumulate = max_norm, accumulate
         self.reason = None  # why the loop runs instead of the native step
+        self._turn = threading.RLock()  # of steps that are several calls
         try:
             self._native = native_step(model, loss_function, optimizer, max_norm, accumulate)
         except NotAChain as error:
@@ -68,15 +72,16 @@ class TrainStep:
 
     def __call__(self, input, target):
         """The loss of this batch, a 0-dim tensor without history; the parameters are updated."""
-        if self.reason is not None:
-            return self._native(input, target)
-        # By two calls, between which hooks and the profiler see the update. Where nobody looks, the native code that
-        # takes this function's place needs one.
-        updates = self._native.updates_next()
-        loss = self._native.gradients(input, target)
-        if updates:
-            _hooked_update(self.optimizer, self._native)
-        return loss
+        with self._turn:
+            if self.reason is not None:
+                return self._native(input, target)
+            # By two calls, between which hooks and the profiler see the update. Where nobody looks, the native code
+            # that takes this function's place needs one.
+            updates = self._native.updates_next()
+            loss = self._native.gradients(input, target)
+            if updates:
+                _hooked_update(self.optimizer, self._native)
+            return loss
 
     @property
     def path(self):
@@ -189,12 +194,24 @@ def native_step(model, loss_function, optimizer, max_norm, accumulate):
         raise NotAChain(f"the backend native, got {choice.name}")
     if type(optimizer) not in RULES:
         raise NotAChain(f"the optimiser SGD, Adam or AdamW, got {type(optimizer).__qualname__}")
+    check_options(optimizer)
     layers = chain_of(model)
     check_parameters(layers)
     norm = None if max_norm is None else float(max_norm)
-    return native.library.TrainStep(
-        layers, describe_loss(loss_function), optimizer, RULES[type(optimizer)], norm, accumulate
-    )
+    loss = describe_loss(loss_function)
+    return native.library.TrainStep(layers, places_of(model), loss, optimizer, RULES[type(optimizer)], norm, accumulate)
+
+
+def check_options(optimizer):
+    """Options that are numbers: what makes tensors of them is torch's own step."""
+    for group in optimizer.param_groups:
+        for name in ("capturable", "differentiable"):
+            if group.get(name):
+                raise NotAChain(f"an optimiser without {name}, got {name}={group[name]}")
+        for name, value in group.items():
+            numbers = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(number, torch.Tensor) for number in numbers):
+                raise NotAChain(f"an optimiser whose options are numbers, got a tensor as {name}")
 
 
 def check_parameters(layers):

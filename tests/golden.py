@@ -131,12 +131,12 @@ def train(name, steps, device="cpu"):
     return found
 
 
-def train_by_step(name, steps, place=lambda t: t):
-    """The same by TrainStep; place(tensor) is the tensor on the device."""
+def train_by_step(name, steps, place=lambda t: t, make=TrainStep):
+    """The same by TrainStep, or what else `make` is; place(tensor) is the tensor on the device."""
     model, data, size, loss_function, optimizer = TRAININGS[name]()
     clips = bool(optimizer._optimizer_step_pre_hooks)
     optimizer._optimizer_step_pre_hooks.clear()  # the clipping, which reads .grad
-    step = TrainStep(model._apply(place), loss_function, optimizer, max_norm=MAX_NORM if clips else None)
+    step = make(model._apply(place), loss_function, optimizer, max_norm=MAX_NORM if clips else None)
     found = {}
     for n, (x, y) in enumerate(batches(*data, size, max(steps)), start=1):
         step(place(x), place(y))

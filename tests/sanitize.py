@@ -9,12 +9,13 @@ from pytorch_ext import TrainStep, backends
 
 
 def train(device):
-    """Steps as one launch, of one block and of as many as the work is worth."""
-    for sizes, batch in (((5, 6, 3), 7), ((300, 40, 5), 80)):
+    """Steps as one launch, of one block and of as many as the work is worth, and as graphs."""
+    for sizes, batch, blocks in (((5, 6, 3), 7, 0), ((300, 40, 5), 80, 0), ((300, 40, 5), 80, -1)):
         model = torch.nn.Sequential(torch.nn.Linear(*sizes[:2]), torch.nn.GELU(), torch.nn.Linear(*sizes[1:])).to(
             device
         )
         step = TrainStep(model, torch.nn.CrossEntropyLoss(), torch.optim.Adam(model.parameters()))
+        step._native.exact_blocks = blocks
         for _ in range(3):
             step(torch.randn(batch, sizes[0], device=device), torch.randint(3, (batch,), device=device))
         print(f"TrainStep {sizes}: {step.path}")

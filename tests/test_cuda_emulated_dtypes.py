@@ -62,3 +62,4 @@ def test_row_operations(machine):
 def test_sums_and_updates(machine):
     small.sums(machine)
     small.updates(machine)
+    small.graphs(machine)

@@ -28,6 +28,7 @@ def library():
 # A file of tests, and which of them takes too long to be run in both directions.
 FILES = {
     "test_train_step_on_device.py": "test_training_ends_in_the_recorded_weights[classifier]",
+    "test_train_step_graphs.py": "test_training_by_graphs_ends_in_the_recorded_weights[classifier]",
     "test_train_step_one_launch.py": "test_training_ends_in_the_recorded_weights[classifier]",
 }
 

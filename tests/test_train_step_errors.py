@@ -109,6 +109,8 @@ def test_losses_and_optimisers_outside_the_set_are_refused():
         TrainStep(mlp(), nn.MSELoss(), None)
     with pytest.raises(ValueError, match="expected accumulate to be a positive integer, got 0"):
         attempt(mlp(), accumulate=0)
+    with pytest.raises(TypeError, match="expected max_norm to be a number, got '1'"):
+        attempt(mlp(), max_norm="1")
     with pytest.raises(ValueError, match="the backend native, got stock"), pytorch_ext.backend("stock"):
         attempt(mlp())
 
@@ -197,6 +199,20 @@ def test_a_call_that_fails_changes_nothing(case):
             step(x, y)
         assert_unchanged(before, model, optimizer)
         step(torch.rand(3, 6), LABELS if isinstance(loss, nn.CrossEntropyLoss) else torch.rand(3, 3))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (partial(torch.optim.Adam, differentiable=True), "without differentiable, got differentiable=True"),
+        (partial(torch.optim.Adam, capturable=True), "without capturable, got capturable=True"),
+        (lambda p, lr: torch.optim.SGD(p, lr=torch.tensor(lr)), "options are numbers, got a tensor as lr"),
+    ],
+)
+def test_options_that_are_no_numbers_are_refused_or_left_to_the_loop(optimizer, message):
+    with pytest.raises(ValueError, match=f"TrainStep: expected an optimiser .*{message}"):
+        attempt(mlp(), optimizer=optimizer)
+    assert message in attempt(mlp(), optimizer=optimizer, fallback=True).reason
 
 
 def test_options_that_the_kernels_do_not_take_change_nothing():

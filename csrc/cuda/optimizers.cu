@@ -1,5 +1,6 @@
 #include "optimizers.cuh"
 
+#include "graph.h"
 #include "queue.cuh"
 
 namespace pytorch_ext::cuda {
@@ -12,6 +13,16 @@ void sgd_step(const SgdRule<compute_t<S>>& rule, const SgdTensor<S>* tensors, in
 template <class S>
 void adam_step(const AdamRule<compute_t<S>>& rule, const AdamTensor<S>* tensors, int64_t count, Queue& queue) {
   run("Adam", queue, [&](Device device) { return device::adam_step<S>(rule, tensors, count, device); });
+}
+
+template <class S>
+void recorded_sgd_step(const SgdRule<S>* rule, const SgdTensor<S>* tensors, int64_t count, Queue& queue) {
+  run("SGD", queue, [&](Device device) { return device::sgd_step<S>(rule, tensors, count, device); });
+}
+
+template <class S>
+void recorded_adam_step(const AdamNumbers<S>* numbers, const AdamTensor<S>* tensors, int64_t count, Queue& queue) {
+  run("Adam", queue, [&](Device device) { return device::adam_step<S>(numbers, tensors, count, device); });
 }
 
 template <class S>
@@ -35,5 +46,11 @@ void clip_gradients(const GradTensor<S>* tensors, int64_t count, compute_t<S> ma
   template void gradient_norm<S>(const GradTensor<S>*, int64_t, compute_t<S>*, Queue&);             \
   template void clip_gradients<S>(const GradTensor<S>*, int64_t, compute_t<S>, const compute_t<S>*, Queue&);
 PYTORCH_EXT_EACH_DTYPE(INSTANTIATE)
+
+#define INSTANTIATE_RECORDED(S)                                                                \
+  template void recorded_sgd_step<S>(const SgdRule<S>*, const SgdTensor<S>*, int64_t, Queue&); \
+  template void recorded_adam_step<S>(const AdamNumbers<S>*, const AdamTensor<S>*, int64_t, Queue&);
+INSTANTIATE_RECORDED(float)
+INSTANTIATE_RECORDED(double)
 
 }  // namespace pytorch_ext::cuda

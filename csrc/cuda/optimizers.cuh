@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../cpu/optimizers.h"
+#include "graph_arguments.h"
 #include "reduce.cuh"
 
 namespace pytorch_ext::PYTORCH_EXT_ISA {
@@ -94,21 +95,46 @@ __device__ __forceinline__ void adam_step_of_group(const AdamRule<compute_t<S>>&
   if (x.max_exp_avg_sq) store_group(x.max_exp_avg_sq + first, largest, left, aligned);
 }
 
-template <class S>
-__global__ void __launch_bounds__(UPDATE_THREADS)
-    sgd_step_kernel(SgdRule<compute_t<S>> rule, TensorPart<SgdTensor<S>> part) {
+// The numbers of a step: a launch has the rule, and beside each tensor what Adam has of the step; or their place in
+// device memory, where a graph's launches find those of each step.
+template <class Rule>
+__device__ __forceinline__ const Rule& rule_of(const Rule& given) {
+  return given;
+}
+template <class T>
+__device__ __forceinline__ SgdRule<T> rule_of(const SgdRule<T>* recorded) {
+  return *recorded;
+}
+template <class T>
+__device__ __forceinline__ AdamRule<T> rule_of(const AdamNumbers<T>* recorded) {
+  return recorded->rule;
+}
+template <class S, class T>
+__device__ __forceinline__ AdamTensor<S> at_this_step(const AdamRule<T>&, const AdamTensor<S>& x) {
+  return x;
+}
+template <class S, class T>
+__device__ __forceinline__ AdamTensor<S> at_this_step(const AdamNumbers<T>* recorded, AdamTensor<S> x) {
+  x.negative_step_size = recorded->negative_step_size, x.scale = recorded->scale;
+  return x;
+}
+
+template <class S, class Numbers>
+__global__ void __launch_bounds__(UPDATE_THREADS) sgd_step_kernel(Numbers numbers, TensorPart<SgdTensor<S>> part) {
+  const auto& rule = rule_of(numbers);
   own_group<S>(part, [&](const SgdTensor<S>& x, int64_t first, int64_t left) {
     const bool aligned = are_aligned(x.param, x.grad, x.buffer);
     sgd_step_of_group(rule, x, load_group(x.grad + first, left, aligned), first, left, aligned);
   });
 }
 
-template <class S>
-__global__ void __launch_bounds__(UPDATE_THREADS)
-    adam_step_kernel(AdamRule<compute_t<S>> rule, TensorPart<AdamTensor<S>> part) {
+template <class S, class Numbers>
+__global__ void __launch_bounds__(UPDATE_THREADS) adam_step_kernel(Numbers numbers, TensorPart<AdamTensor<S>> part) {
+  const auto& rule = rule_of(numbers);
   own_group<S>(part, [&](const AdamTensor<S>& x, int64_t first, int64_t left) {
     const bool aligned = are_aligned(x.param, x.grad, x.exp_avg, x.exp_avg_sq, x.max_exp_avg_sq);
-    adam_step_of_group(rule, x, load_group(x.grad + first, left, aligned), first, left, aligned);
+    const auto grads = load_group(x.grad + first, left, aligned);
+    adam_step_of_group(rule, at_this_step(numbers, x), grads, first, left, aligned);
   });
 }
 
@@ -205,14 +231,15 @@ cudaError_t update_in_parts(void (*kernel)(Rule, TensorPart<Tensor>), const Rule
   });
 }
 
-template <class S>
-cudaError_t sgd_step(const SgdRule<compute_t<S>>& rule, const SgdTensor<S>* tensors, int64_t count, Device device) {
-  return update_in_parts<S>(sgd_step_kernel<S>, rule, tensors, count, device);
+// `numbers`: the rule, or where it is in device memory; of Adam AdamNumbers there.
+template <class S, class Numbers>
+cudaError_t sgd_step(const Numbers& numbers, const SgdTensor<S>* tensors, int64_t count, Device device) {
+  return update_in_parts<S>(sgd_step_kernel<S, Numbers>, numbers, tensors, count, device);
 }
 
-template <class S>
-cudaError_t adam_step(const AdamRule<compute_t<S>>& rule, const AdamTensor<S>* tensors, int64_t count, Device device) {
-  return update_in_parts<S>(adam_step_kernel<S>, rule, tensors, count, device);
+template <class S, class Numbers>
+cudaError_t adam_step(const Numbers& numbers, const AdamTensor<S>* tensors, int64_t count, Device device) {
+  return update_in_parts<S>(adam_step_kernel<S, Numbers>, numbers, tensors, count, device);
 }
 
 // ---- clipping -------------------------------------------------------------------------------------------------------

@@ -20,6 +20,10 @@ class Lookups {
     if (keep_) entries_.push_back({own(dict), own(key), PyObject_Hash(key), own(value)});
     return value;
   }
+  Py_ssize_t size(PyObject* dict) {
+    if (keep_) sizes_.push_back({own(dict), PyDict_GET_SIZE(dict)});
+    return PyDict_GET_SIZE(dict);
+  }
   // The objects of a list.
   PyObject* items(PyObject* list) {
     if (keep_)
@@ -31,6 +35,8 @@ class Lookups {
     if (!versions_are_same()) {
       for (const Entry& e : entries_)
         if (_PyDict_GetItem_KnownHash(e.dict.ptr(), e.key.ptr(), e.hash) != e.value.ptr()) return false;
+      for (const Size& e : sizes_)
+        if (PyDict_GET_SIZE(e.dict.ptr()) != e.size) return false;
       keep_versions();
     }
     for (const Item& e : lists_) {
@@ -39,7 +45,7 @@ class Lookups {
     }
     return true;
   }
-  void forget() { entries_.clear(), lists_.clear(), versions_.clear(); }
+  void forget() { entries_.clear(), sizes_.clear(), lists_.clear(), versions_.clear(); }
 
  private:
   using Owned = pybind11::object;
@@ -48,6 +54,10 @@ class Lookups {
     Owned dict, key;
     Py_hash_t hash;  // of a tensor it is a call of Python
     Owned value;
+  };
+  struct Size {  // of a dictionary that has entries too
+    Owned dict;
+    Py_ssize_t size;
   };
   struct Item {
     Owned list;
@@ -78,6 +88,7 @@ class Lookups {
 #endif
   bool keep_;
   std::vector<Entry> entries_;
+  std::vector<Size> sizes_;
   std::vector<Item> lists_;
   std::vector<Version> versions_;
 };

@@ -11,7 +11,6 @@
 #include <cmath>
 
 #include "../eager.h"
-#include "../numerics/coefficients.h"
 
 namespace pytorch_ext {
 
@@ -113,6 +112,8 @@ bool gather(const Options& options, const GroupReader& reader, std::vector<Param
   return are_disjoint(values);
 }
 
+py::object borrowed(PyObject* object) { return py::reinterpret_borrow<py::object>(object); }
+
 // A parameter's dict of state, made by the defaultdict where there is none.
 PyObject* state_of(const Parameter& p, GroupReader& reader) {
   PyObject* state = reader.lookups.find(reader.states, p.object);
@@ -120,6 +121,7 @@ PyObject* state_of(const Parameter& p, GroupReader& reader) {
     auto made = py::reinterpret_steal<py::object>(PyObject_GetItem(reader.states, p.object));
     if (!made) throw py::error_already_set();
     state = made.ptr();  // `states` holds it
+    reader.made.emplace_back(borrowed(reader.states), borrowed(p.object));
   }
   return PyDict_Check(state) ? state : nullptr;
 }
@@ -133,8 +135,9 @@ bool read_tensor(const Parameter& p, Lookups& lookups, PyObject* state, PyObject
   return matches(found, p.value) && lies_like(found, p.value);
 }
 
-void write_state(PyObject* state, PyObject* key, const Tensor& t) {
+void write_state(GroupReader& reader, PyObject* state, PyObject* key, const Tensor& t) {
   if (PyDict_SetItem(state, key, py::cast(t).ptr())) throw py::error_already_set();
+  reader.made.emplace_back(borrowed(state), borrowed(key));
 }
 
 // Calls run(tensors) with describe(storage type, i) of the parameters of each dtype in turn.
@@ -152,6 +155,11 @@ void for_each_dtype(const std::vector<Parameter>& found, Describe&& describe, Ru
 }
 
 }  // namespace
+
+void GroupReader::undo() {
+  for (; !made.empty(); made.pop_back())
+    if (PyObject_DelItem(made.back().first.ptr(), made.back().second.ptr())) PyErr_Clear();  // it is gone already
+}
 
 bool OptimizerGroup::fits(const Tensor& state, const Parameter& p) const {
   return !state.defined() || (state.numel() == p.value.numel() && state.scalar_type() == p.value.scalar_type() &&
@@ -178,7 +186,7 @@ bool SgdGroup::read(PyObject* group, GroupReader& reader) {
     if (!buffers_[i].defined()) {
       first_[i] = true;
       buffers_[i] = at::empty_like(found_[i].value.detach());
-      write_state(state[i], n.momentum_buffer, buffers_[i]);
+      write_state(reader, state[i], n.momentum_buffer, buffers_[i]);
       if (unwritten_) unwritten_->push_back(buffers_[i]);
     } else if (unwritten_) {
       first_[i] = std::any_of(unwritten_->begin(), unwritten_->end(), [&](auto& t) { return t.is_same(buffers_[i]); });
@@ -205,17 +213,13 @@ bool SgdGroup::fits() const {
 void SgdGroup::step() {
   auto describe = [&](auto storage, size_t i) {
     using S = decltype(storage);
-    const Parameter& p = found_[i];
-    written(p.value);
+    written(found_[i].value);
     written(buffers_[i]);
-    return SgdTensor<S>{p.value.numel(), mutable_data<S>(p.value), data<S>(p.grad), mutable_data<S>(buffers_[i]),
-                        static_cast<bool>(first_[i])};
+    return tensor<S>(i);
   };
   for_each_dtype<SgdTensor>(found_, describe, [&](auto storage, auto* tensors, int64_t count) {
     using S = decltype(storage);
-    using T = compute_t<S>;
-    const auto rule = sgd_rule<T>(lr_, momentum_, dampening_, weight_decay_, nesterov_, maximize_);
-    RUN_KERNEL(found_[0].value, sgd_step<S>)(rule, tensors, count);
+    RUN_KERNEL(found_[0].value, sgd_step<S>)(rule<compute_t<S>>(), tensors, count);
   });
   have_written();
 }
@@ -223,12 +227,12 @@ void SgdGroup::step() {
 namespace {
 
 // What torch.optim.Adam puts into an empty state.
-void initialise_adam(const Parameter& p, PyObject* state, bool amsgrad) {
+void initialise_adam(GroupReader& reader, const Parameter& p, PyObject* state, bool amsgrad) {
   const Names& n = names();
   auto step_dtype = at::get_default_dtype_as_scalartype() == at::kDouble ? at::kDouble : at::kFloat;
-  write_state(state, n.step, at::zeros({}, at::dtype(step_dtype)));
-  for (PyObject* key : {n.exp_avg, n.exp_avg_sq}) write_state(state, key, at::zeros_like(p.value.detach()));
-  if (amsgrad) write_state(state, n.max_exp_avg_sq, at::zeros_like(p.value.detach()));
+  write_state(reader, state, n.step, at::zeros({}, at::dtype(step_dtype)));
+  for (PyObject* key : {n.exp_avg, n.exp_avg_sq}) write_state(reader, state, key, at::zeros_like(p.value.detach()));
+  if (amsgrad) write_state(reader, state, n.max_exp_avg_sq, at::zeros_like(p.value.detach()));
 }
 
 // The number of steps a parameter has seen; negative where it is not a whole number on the CPU.
@@ -253,7 +257,7 @@ bool AdamGroup::read_state(const Parameter& p, GroupReader& reader, State& s) {
   Lookups& lookups = reader.lookups;
   PyObject* state = state_of(p, reader);
   if (!state) return false;
-  if (PyDict_GET_SIZE(state) == 0) initialise_adam(p, state, amsgrad_);
+  if (PyDict_GET_SIZE(state) == 0) initialise_adam(reader, p, state, amsgrad_);
   PyObject* step = lookups.find(state, n.step);
   if (!step || !THPVariable_CheckExact(step)) return false;
   s.step = THPVariable_Unpack(step);
@@ -295,25 +299,15 @@ void AdamGroup::step() {
   AdamStep factors{};
   auto describe = [&](auto storage, size_t i) {
     using S = decltype(storage);
-    using T = compute_t<S>;
-    const Parameter& p = found_[i];
+    const Tensor& value = found_[i].value;
     const State& s = states_[i];
     if (int64_t t = count_step(s.step); t != last) factors = adam_step_factors(lr_, beta1_, beta2_, last = t);
-    for (const Tensor* t : {&p.value, &s.exp_avg, &s.exp_avg_sq, &s.max_exp_avg_sq}) written(*t);
-    return AdamTensor<S>{p.value.numel(),
-                         mutable_data<S>(p.value),
-                         data<S>(p.grad),
-                         mutable_data<S>(s.exp_avg),
-                         mutable_data<S>(s.exp_avg_sq),
-                         mutable_data<S>(s.max_exp_avg_sq),
-                         T(factors.negative_step_size),
-                         T(factors.scale)};
+    for (const Tensor* t : {&value, &s.exp_avg, &s.exp_avg_sq, &s.max_exp_avg_sq}) written(*t);
+    return tensor<S>(i, factors);
   };
   for_each_dtype<AdamTensor>(found_, describe, [&](auto storage, auto* tensors, int64_t count) {
     using S = decltype(storage);
-    using T = compute_t<S>;
-    const auto rule = adam_rule<T>(lr_, beta1_, beta2_, eps_, weight_decay_, decoupled_, amsgrad_, maximize_);
-    RUN_KERNEL(found_[0].value, adam_step<S>)(rule, tensors, count);
+    RUN_KERNEL(found_[0].value, adam_step<S>)(rule<compute_t<S>>(), tensors, count);
   });
 }
 

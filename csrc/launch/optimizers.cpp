@@ -15,10 +15,8 @@ namespace pytorch_ext {
 
 namespace py = pybind11;
 
-Tensor clip_gradients(const std::vector<Tensor>& grads, double max_norm, bool error_if_nonfinite) {
-  const at::ScalarType dtype = grads[0].scalar_type();
-  Tensor norm = at::empty({}, grads[0].options().dtype(dtype == at::kDouble ? at::kDouble : at::kFloat));
-  WITH_STORAGE_TYPE("clip_grad_norm_", dtype, [&] {
+void clip_gradients(const std::vector<Tensor>& grads, double max_norm, bool error_if_nonfinite, const Tensor& norm) {
+  WITH_STORAGE_TYPE("clip_grad_norm_", grads[0].scalar_type(), [&] {
     using T = compute_t<S>;
     std::vector<GradTensor<S>> tensors;
     tensors.reserve(grads.size());
@@ -31,7 +29,6 @@ Tensor clip_gradients(const std::vector<Tensor>& grads, double max_norm, bool er
     RUN_KERNEL(norm, clip_gradients<S>)(tensors.data(), count, T(max_norm), data<T>(norm));
     for (const Tensor& g : grads) written(g);
   });
-  return norm.to(dtype);
 }
 
 namespace {
@@ -61,7 +58,10 @@ py::object clip_grad_norm(const py::list& params, double max_norm, bool error_if
   }
   if (grads.empty() || !are_disjoint(grads)) return py::none();
   py::gil_scoped_release no_gil;
-  Tensor norm = clip_gradients(grads, max_norm, error_if_nonfinite);
+  const at::ScalarType dtype = grads[0].scalar_type();
+  Tensor norm = at::empty({}, grads[0].options().dtype(dtype == at::kDouble ? at::kDouble : at::kFloat));
+  clip_gradients(grads, max_norm, error_if_nonfinite, norm);
+  norm = norm.to(dtype);
   py::gil_scoped_acquire gil;
   return py::cast(norm);
 }

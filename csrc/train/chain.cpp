@@ -9,8 +9,29 @@ PyObject* interned(const char* name) { return PyUnicode_InternFromString(name); 
 
 }  // namespace
 
-Chain::Chain(const py::list& layers) : descriptions_(layers) {
+Chain::Chain(const py::list& layers, const py::list& places) : descriptions_(layers) {
   for (py::handle layer : layers) read_slots(py::reinterpret_borrow<py::tuple>(layer));
+  for (py::handle place : places) {
+    const auto of = py::reinterpret_borrow<py::tuple>(place);
+    const py::object modules = of[0], key = of[1];
+    const py::object module = key.is_none() ? py::object() : py::object(modules[key]);
+    places_.push_back({modules, key, of[2].cast<std::string>(), module, PyDict_GET_SIZE(modules.ptr())});
+  }
+}
+
+void Chain::check_places() {
+  for (const Place& place : places_) {
+    if (place.module) {
+      const bool is_same = lookups_.find(place.modules.ptr(), place.key.ptr()) == place.module.ptr();
+      TORCH_CHECK(is_same, "TrainStep: expected the module ", place.name,
+                  " that it was made with, got another; make a new TrainStep");
+    } else {
+      const Py_ssize_t count = lookups_.size(place.modules.ptr());
+      TORCH_CHECK(count == place.count, "TrainStep: expected the ",
+                  place.name.empty() ? "model" : "module " + place.name, " with the ", place.count,
+                  " layers that it was made with, got ", count, "; make a new TrainStep");
+    }
+  }
 }
 
 void Chain::read_slots(const py::tuple& layer) {
@@ -54,6 +75,7 @@ void Chain::forget() {
 
 void Chain::make_layers() {
   lookups_.forget();
+  check_places();
   for (auto& slot : slots_) {
     PyObject* object = lookups_.find(slot->module_parameters.ptr(), slot->key.ptr());
     TORCH_CHECK(object == slot->object.ptr(), "TrainStep: expected the parameter ", slot->name,

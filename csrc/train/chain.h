@@ -23,13 +23,21 @@ struct Slot {
   bool trains = false;
 };
 
+// What a dict of modules holds under a key; or how much in all, where there is no key.
+struct Place {
+  py::object modules, key;
+  std::string name;
+  py::object module;
+  Py_ssize_t count;
+};
+
 class Chain {
  public:
-  // Every layer as chain_of() in pytorch_ext/chain.py describes it.
-  explicit Chain(const py::list& layers);
+  // Every layer as chain_of() in pytorch_ext/chain.py describes it, and every place as places_of().
+  Chain(const py::list& layers, const py::list& places);
 
   // Sees what has changed in the modules since the last call: dropout may have been switched, which makes all layers
-  // anew (true). Raises where a parameter is another object, or no longer what it was.
+  // anew (true). Raises where a module or a parameter is another object, or no longer what it was.
   bool refresh();
 
   // Lets go of the layers' memory and of the gradients'; refresh() makes the layers anew.
@@ -42,9 +50,11 @@ class Chain {
 
  private:
   void read_slots(const py::tuple& layer);
+  void check_places();
   void make_layers();
 
   py::list descriptions_;
+  std::vector<Place> places_;
   std::vector<std::unique_ptr<Slot>> slots_;
   std::vector<std::unique_ptr<Layer>> layers_;
   Lookups lookups_{true};

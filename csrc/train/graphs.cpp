@@ -26,15 +26,23 @@ void Graphs::remember(LaunchKey key) {
 
 #if defined(PYTORCH_EXT_CUDA)
 
-void Graphs::run(const Tensor& on, const LaunchKey& key, const std::function<void()>& launches) {
+void Graphs::run(const Tensor& on, const LaunchKey& key, const GraphArguments& arguments,
+                 const std::function<void()>& launches, const Tensor& result, void* const* to) {
+  const auto all = [&] {
+    CurrentQueue queue(on);
+    cuda::begin_graph(arguments, queue);
+    launches();
+    cuda::end_graph(result.const_data_ptr(), static_cast<int64_t>(result.nbytes()), to, queue);
+  };
   const auto found = find(key);
-  if (!works_ || found == known_.end() || (!found->graph->is_recorded() && !record(on, *found->graph, launches)))
-    return launches();
+  if (!works_ || found == known_.end() || (!found->graph->is_recorded() && !record(on, *found->graph, arguments, all)))
+    return all();
   CurrentQueue queue(on);
-  found->graph->launch(queue);
+  found->graph->launch(queue, arguments);
 }
 
-bool Graphs::record(const Tensor& on, Graph& graph, const std::function<void()>& launches) {
+bool Graphs::record(const Tensor& on, Graph& graph, const GraphArguments& arguments,
+                    const std::function<void()>& launches) {
   try {
     if (!stream_) stream_ = c10::impl::VirtualGuardImpl(on.device().type()).getStreamFromGlobalPool(on.device(), false);
     c10::StreamGuard guard(*stream_);
@@ -46,7 +54,7 @@ bool Graphs::record(const Tensor& on, Graph& graph, const std::function<void()>&
       graph.cancel(queue);
       throw;
     }
-    graph.end(queue);
+    graph.end(queue, arguments);
   } catch (const c10::Error&) {
     works_ = false;
     clear();
@@ -56,7 +64,10 @@ bool Graphs::record(const Tensor& on, Graph& graph, const std::function<void()>&
 
 #else
 
-void Graphs::run(const Tensor&, const LaunchKey&, const std::function<void()>& launches) { launches(); }
+void Graphs::run(const Tensor&, const LaunchKey&, const GraphArguments&, const std::function<void()>& launches,
+                 const Tensor&, void* const*) {
+  launches();
+}
 
 #endif
 

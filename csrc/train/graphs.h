@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "../cuda/graph_arguments.h"
 #include "../launch/kernel.h"
 
 #if defined(PYTORCH_EXT_CUDA)
@@ -22,9 +23,12 @@ class Graphs {
   // From now on run() may be called with the key: what comes a second time is worth a graph.
   void remember(LaunchKey key);
   bool knows(const LaunchKey& key) { return works_ && find(key) != known_.end(); }
-  // Does what launches() sends to the current stream of the device of `on`. The first time it is recorded, on a stream
-  // of its own, and from then on launches() is not called any more. Where recording fails it is called every time.
-  void run(const Tensor& on, const LaunchKey& key, const std::function<void()>& launches);
+  // Does what launches() sends to the current stream of the device of `on`, behind a kernel that puts the arguments
+  // where it finds them, and before one that copies the result to the address `*to`, one of these. The first time it is
+  // recorded, on a stream of its own, and from then on launches() is not called any more. Where recording fails it is
+  // called every time.
+  void run(const Tensor& on, const LaunchKey& key, const GraphArguments& arguments,
+           const std::function<void()>& launches, const Tensor& result, void* const* to);
   void clear() { known_.clear(); }
 
  private:
@@ -38,7 +42,7 @@ class Graphs {
     std::unique_ptr<Graph> graph;
   };
   std::list<Known>::iterator find(const LaunchKey& key);
-  bool record(const Tensor& on, Graph& graph, const std::function<void()>& launches);
+  bool record(const Tensor& on, Graph& graph, const GraphArguments& arguments, const std::function<void()>& launches);
 
   std::list<Known> known_;  // the last used first
   std::optional<c10::Stream> stream_;

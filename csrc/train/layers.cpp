@@ -154,14 +154,9 @@ class DropoutLayer final : public Elementwise {
   explicit DropoutLayer(double p) : p_(p) {}
   const char* name() const override { return "Dropout"; }
 
-  at::DimVector plan(at::IntArrayRef sizes) override {
-    key_memory_.get(1, like_, at::kLong);
-    return Elementwise::plan(sizes);
-  }
-  void draw(bool recorded) override {
+  void draw(GraphArguments* arguments) override {
     key_ = new_dropout_key();
-    key_at_ = recorded ? reinterpret_cast<const uint64_t*>(key_memory_.address()) : nullptr;
-    if (recorded) key_memory_.view({}).fill_(static_cast<int64_t>(key_));
+    key_at_ = arguments ? arguments->add(key_) : nullptr;
   }
   const void* forward(const void* input) override {
     run(input, y_);
@@ -183,7 +178,6 @@ class DropoutLayer final : public Elementwise {
   double p_;
   uint64_t key_ = 0;
   const uint64_t* key_at_ = nullptr;
-  Buffer& key_memory_ = memory_[1];
 };
 
 class SoftmaxLayer final : public Elementwise {

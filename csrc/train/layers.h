@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "../cuda/graph_arguments.h"
 #include "../launch/kernel.h"
 
 namespace pytorch_ext::train {
@@ -37,9 +38,9 @@ class Layer {
   virtual at::DimVector plan(at::IntArrayRef sizes) = 0;
   // Whether the backward pass must go on to the layers before this one; known before plan().
   virtual bool has_gradients() const { return false; }
-  // Draws what is new in every step. `recorded`: forward() and backward() may be repeated from a graph, which finds it
-  // where it lies from now on.
-  virtual void draw(bool /*recorded*/) {}
+  // Draws what is new in every step: at most one number, which forward() and backward() find among the arguments of a
+  // graph where they are repeated from one, else null.
+  virtual void draw(GraphArguments* /*arguments*/) {}
   virtual const void* forward(const void* input) = 0;
   // From dL/d(output), which the layer may overwrite, to the gradients of its weights and, where wanted, of its input.
   virtual void* backward(const void* input, void* grad, bool wants_input) = 0;

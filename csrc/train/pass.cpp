@@ -35,31 +35,41 @@ void Pass::forget_plan() {
 
 bool Pass::has_moved() {
   const Tensor& like = chain_.like();
-  if (like.is_cpu()) return false;
+  const bool is_same = like.scalar_type() == dtype_ && like.device() == device_;
+  if (is_same && like.is_cpu()) return false;
   const auto stream = current_stream(like);
   const int64_t capture = capture_number(like);
-  if (stream == stream_ && capture == capture_) return false;
-  stream_ = stream, capture_ = capture;
+  if (is_same && stream == stream_ && capture == capture_) return false;
+  dtype_ = like.scalar_type(), device_ = like.device(), stream_ = stream, capture_ = capture;
   forget_plan();
   memory_ = Memory();
   chain_.forget();
   return true;
 }
 
-void Pass::run(const Tensor& input, const Tensor& target, const Tensor& loss) {
-  if (input.is_cpu() || capture_) {
-    draw(/*recorded=*/false);
-    launch(input, loss);
-    return loss_->release();
-  }
+void Pass::run(const Tensor& input, const Tensor& loss) {
+  draw(nullptr);
+  launch(input, loss);
+  loss_->release();
+}
+
+bool Pass::run(const Tensor& input, const Tensor& target, const Tensor& loss, Ending& ending) {
   at::AutoDispatchBelowADInplaceOrView no_grad;
+  if (capture_) {
+    run(input, loss);
+    ending.launch(/*recorded=*/false);
+    return false;
+  }
   UseWorkspaces kept(memory_.workspaces);
-  if (!repeat(input, target, loss)) {
-    draw(/*recorded=*/false);
+  const bool is_graph = repeat(input, target, loss, ending);
+  if (!is_graph) {
+    draw(nullptr);
     launch(input, loss);
-    prepare(input, target, loss);
+    ending.launch(/*recorded=*/false);
+    prepare(input, target, loss, ending);
   }
   loss_->release();
+  return is_graph;
 }
 
 std::string Pass::add_to(TrainSteps& steps, int64_t rows) const {
@@ -72,8 +82,8 @@ std::string Pass::add_to(TrainSteps& steps, int64_t rows) const {
                                 "of one class index a row, got another loss";
 }
 
-void Pass::draw(bool recorded) {
-  for (const auto& layer : chain_.layers()) layer->draw(recorded);
+void Pass::draw(GraphArguments* arguments) {
+  for (const auto& layer : chain_.layers()) layer->draw(arguments);
 }
 
 void Pass::launch(const Tensor& input, const Tensor& loss) {
@@ -87,29 +97,47 @@ void Pass::launch(const Tensor& input, const Tensor& loss) {
 }
 
 // Next time such a batch may be launched as a graph, unless what the kernels read of it are not its copies themselves.
-void Pass::prepare(const Tensor& input, const Tensor& target, const Tensor& loss) {
+void Pass::prepare(const Tensor& input, const Tensor& target, const Tensor& loss, Ending& ending) {
   memory_.input.get_like(input), memory_.loss.get_like(loss);
+  memory_.arguments.get(GraphArguments::most, loss, at::kLong);
   const Tensor own_target = memory_.target.get_like(target);
   read(own_target);
   LaunchKey key;
-  if (loss_->reads(own_target) && identify(target, key)) graphs_.remember(std::move(key));
+  GraphArguments arguments;
+  if (loss_->reads(own_target) && identify(target, key) && add_to(arguments, key, ending))
+    graphs_.remember(std::move(key));
 }
 
 // The same by a graph, over copies of the batch; false, having done nothing, where there is none for such a batch.
-bool Pass::repeat(const Tensor& input, const Tensor& target, const Tensor& loss) {
+bool Pass::repeat(const Tensor& input, const Tensor& target, const Tensor& loss, Ending& ending) {
   LaunchKey key;
-  if (!identify(target, key) || !graphs_.knows(key)) return false;
+  GraphArguments arguments;
+  if (!identify(target, key) || !add_to(arguments, key, ending) || !graphs_.knows(key)) return false;
   const Tensor own_input = memory_.input.get_like(input), own_target = memory_.target.get_like(target);
-  const Tensor own_loss = memory_.loss.get_like(loss);
-  own_input.copy_(input);
-  own_target.copy_(target);
-  draw(/*recorded=*/true);
-  graphs_.run(chain_.like(), key, [&] {
+  const Tensor own_loss = memory_.loss.get_like(loss), given = target.contiguous();
+  const auto copied = [](const Tensor& from, const Tensor& to) {
+    return GraphInput{static_cast<const uint32_t*>(from.const_data_ptr()),
+                      static_cast<uint32_t*>(to.mutable_data_ptr()),
+                      static_cast<int64_t>(from.nbytes() / sizeof(uint32_t))};
+  };
+  arguments.inputs[0] = copied(input, own_input), arguments.inputs[1] = copied(given, own_target);
+  void* const* loss_at = arguments.add(loss.mutable_data_ptr());
+  draw(&arguments);
+  const auto launches = [&] {
     read(own_target);
     launch(own_input, own_loss);
-  });
-  loss.copy_(own_loss);
+    ending.launch(/*recorded=*/true);
+  };
+  graphs_.run(chain_.like(), key, arguments, launches, own_loss, loss_at);
   return true;
+}
+
+// What of the arguments of a graph is known before the batch; false where there is no room for all of them.
+bool Pass::add_to(GraphArguments& arguments, LaunchKey& key, Ending& ending) {
+  arguments.at = reinterpret_cast<uint64_t*>(memory_.arguments.address());
+  constexpr int of_the_loss = 1;
+  const int others = of_the_loss + static_cast<int>(chain_.layers().size());
+  return ending.add_to(arguments, key) && arguments.count + others <= GraphArguments::most;
 }
 
 // All that the arguments of the launches depend on, but for the layers, with which graphs are forgotten; false where
@@ -124,7 +152,8 @@ bool Pass::identify(const Tensor& target, LaunchKey& key) const {
   for (const auto& layer : chain_.layers())
     for (const Buffer& buffer : layer->memory()) key.push_back(buffer.address());
   for (const Tensor& t : memory_.workspaces.all()) key.push_back(address(t));
-  for (const Buffer* buffer : {&memory_.prediction_gradient, &memory_.input, &memory_.target, &memory_.loss})
+  for (const Buffer* buffer :
+       {&memory_.prediction_gradient, &memory_.input, &memory_.target, &memory_.loss, &memory_.arguments})
     key.push_back(buffer->address());
   return loss_->append_weights(key);
 }

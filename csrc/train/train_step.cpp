@@ -14,10 +14,12 @@
 #include <condition_variable>
 #include <mutex>
 #include <numeric>
+#include <type_traits>
 #include <utility>
 
 #include "../eager.h"
 #include "../launch/covers.h"
+#include "gradient_sums.h"
 #include "one_launch.h"
 
 namespace pytorch_ext::train {
@@ -29,8 +31,8 @@ const Tensor& checked(const char* name, const py::handle& object) {
   TORCH_CHECK_TYPE(THPVariable_Check(object.ptr()), "TrainStep: expected ", name, " to be a Tensor, got ",
                    Py_TYPE(object.ptr())->tp_name);
   const Tensor& t = THPVariable_Unpack(object.ptr());
-  TORCH_CHECK(is_ordinary(t), "TrainStep: expected ", name, " to be an ordinary dense tensor, got ",
-              Py_TYPE(object.ptr())->tp_name);
+  TORCH_CHECK(is_ordinary(t), "TrainStep: expected ", name, " to be an ordinary dense tensor, got a ",
+              Py_TYPE(object.ptr())->tp_name, " of layout ", t.layout(), " on ", t.device());
   return t;
 }
 
@@ -63,70 +65,51 @@ std::vector<int64_t> lengths_of_a_launch(const std::vector<int64_t>& lengths, si
 
 class TrainStep {
  public:
-  // `layers` and `loss` as pytorch_ext/chain.py and train.py describe them.
-  TrainStep(const py::list& layers, const py::tuple& loss, py::object optimizer, const std::string& rule,
-            std::optional<double> max_norm, int64_t accumulate)
-      : chain_(layers),
+  // `layers`, `places` and `loss` as pytorch_ext/chain.py and train.py describe them.
+  TrainStep(const py::list& layers, const py::list& places, const py::tuple& loss, py::object optimizer,
+            const std::string& rule, std::optional<double> max_norm, int64_t accumulate)
+      : chain_(layers, places),
         pass_(chain_, loss_of(loss)),
         update_(std::move(optimizer), rule, max_norm),
         one_launch_(chain_, pass_, update_),
-        accumulate_(accumulate) {}
+        sums_(chain_, accumulate) {}
 
   // Loss and gradients of a batch, kept for update().
   py::object gradients(const py::handle& input, const py::handle& target) {
     Turn turn(*this);
-    return py::cast(compute(checked("input", input), checked("target", target)));
+    const Tensor &x = checked("input", input), &y = checked("target", target);
+    prepare(x, y, /*updates=*/false);
+    Tensor loss = empty({}, chain_.like());
+    pass(x, y, loss, /*updates=*/false);
+    return py::cast(std::move(loss));
   }
   // The optimiser's step with the gradients of the last batches, once there are as many as are accumulated.
   void update() {
     Turn turn(*this);
-    apply();
+    or_undo([&] {
+      update_.refresh();
+      apply();
+    });
   }
   // Both at once; null, having done nothing, where somebody wants to see the update.
   py::object call(const py::handle& input, const py::handle& target) {
     Turn turn(*this);
     if (update_.is_observed()) return {};
-    const Tensor &x = checked("input", input), &y = checked("target", target);
-    prepare(x, y);
-    if (!x.is_cpu() && one_launch_.plan({x.dim() ? x.size(0) : 0}, y, accumulate_ > 1)) {
+    return or_undo([&] {
+      const Tensor &x = checked("input", input), &y = checked("target", target);
+      prepare(x, y, /*updates=*/true);
       Tensor loss = empty({}, chain_.like());
-      launch(x.is_contiguous() ? x : x.contiguous(), y, loss);
+      if (!x.is_cpu() && one_launch_.plan({x.dim() ? x.size(0) : 0}, y, sums_.are_needed()))
+        launch(x.is_contiguous() ? x : x.contiguous(), y, loss);
+      else
+        pass(x, y, loss, /*updates=*/true);
       return py::cast(std::move(loss));
-    }
-    Tensor loss = pass(x, y);
-    apply();
-    return py::cast(std::move(loss));
+    });
   }
   // The losses of batches that are rows of two tensors: so many of `rows` each.
   Tensor run(const Tensor& inputs, const Tensor& targets, const Tensor& rows, const std::vector<int64_t>& lengths) {
     Turn turn(*this);
-    Tensor losses = at::empty({static_cast<int64_t>(lengths.size())}, chain_.like().options());
-    const Tensor all = rows.to(inputs.device());
-    int64_t begin = 0;
-    for (size_t batch = 0; batch < lengths.size();) {
-      const auto choose = [&](int64_t first, int64_t count) {
-        const Tensor chosen = all.narrow(0, first, count);
-        return std::make_pair(at::index_select(inputs, 0, chosen), at::index_select(targets, 0, chosen));
-      };
-      const auto [x, y] = choose(begin, lengths[batch]);
-      prepare(x, y);
-      const std::vector<int64_t> together = lengths_of_a_launch(lengths, batch, x);
-      if (!x.is_cpu() && one_launch_.plan(together, y, accumulate_ > 1)) {
-        const int64_t count = std::accumulate(together.begin(), together.end(), int64_t(0));
-        const auto [xs, ys] = choose(begin, count);
-        for (int64_t length : together)
-          if (const Tensor some = xs.narrow(0, 0, length); !pass_.is_planned(some.sizes()))
-            prepare(some, ys.narrow(0, 0, length));
-        launch(xs, ys, losses.narrow(0, static_cast<int64_t>(batch), static_cast<int64_t>(together.size())));
-        begin += count, batch += together.size();
-      } else {
-        const Tensor loss = pass(x, y);
-        apply();
-        losses[static_cast<int64_t>(batch)].copy_(loss);
-        begin += lengths[batch++];
-      }
-    }
-    return losses;
+    return or_undo([&] { return take(inputs, targets, rows, lengths); });
   }
   bool is_observed() const { return update_.is_observed(); }
   // Why the last steps were not one launch, and of how many blocks they were where they were.
@@ -135,7 +118,7 @@ class TrainStep {
   int exact_blocks() const { return one_launch_.exact_blocks; }
   void set_exact_blocks(int count) { one_launch_.exact_blocks = count; }
   // Whether the next batch's gradients complete a step.
-  bool updates_next() const { return batches_ + 1 >= accumulate_; }
+  bool updates_next() const { return sums_.completes_next(); }
 
  private:
   // One thread at a time; others wait without the GIL, which each has that reads or writes this.
@@ -167,13 +150,25 @@ class TrainStep {
     TrainStep& step_;
   };
 
+  // take(), which takes steps; where it raises, nothing is left of that in the optimiser.
+  template <class Take>
+  std::invoke_result_t<Take> or_undo(Take&& take) {
+    try {
+      return take();
+    } catch (...) {
+      update_.undo();
+      throw;
+    }
+  }
+
+  class Rest;
   bool trains_as_before() const;
   void find_trained();
-  Tensor compute(const Tensor& input, const Tensor& target);
-  void prepare(const Tensor& input, const Tensor& target);
-  Tensor pass(const Tensor& input, const Tensor& target);
+  void prepare(const Tensor& input, const Tensor& target, bool updates);
+  void pass(const Tensor& input, const Tensor& target, const Tensor& loss, bool updates);
+  void pass_on_device(const Tensor& input, const Tensor& target, const Tensor& loss, bool updates);
   void launch(const Tensor& inputs, const Tensor& targets, const Tensor& losses);
-  void accumulate();
+  Tensor take(const Tensor& inputs, const Tensor& targets, const Tensor& rows, const std::vector<int64_t>& lengths);
   void apply();
 
   std::atomic<bool> is_taken_{false};
@@ -184,18 +179,49 @@ class TrainStep {
   Pass pass_;
   Update update_;
   OneLaunch one_launch_;
-  int64_t accumulate_, batches_ = 0;
-  std::vector<Tensor> sums_;  // of accumulated gradients, by slot
+  GradientSums sums_;
 };
+
+Tensor TrainStep::take(const Tensor& inputs, const Tensor& targets, const Tensor& rows,
+                       const std::vector<int64_t>& lengths) {
+  Tensor losses = at::empty({static_cast<int64_t>(lengths.size())}, chain_.like().options());
+  const Tensor all = rows.to(inputs.device());
+  int64_t begin = 0;
+  for (size_t batch = 0; batch < lengths.size();) {
+    const auto choose = [&](int64_t first, int64_t count) {
+      const Tensor chosen = all.narrow(0, first, count);
+      return std::make_pair(at::index_select(inputs, 0, chosen), at::index_select(targets, 0, chosen));
+    };
+    const auto [x, y] = choose(begin, lengths[batch]);
+    prepare(x, y, /*updates=*/true);
+    const std::vector<int64_t> together = lengths_of_a_launch(lengths, batch, x);
+    if (!x.is_cpu() && one_launch_.plan(together, y, sums_.are_needed())) {
+      const int64_t count = std::accumulate(together.begin(), together.end(), int64_t(0));
+      const auto [xs, ys] = choose(begin, count);
+      for (int64_t length : together)
+        if (const Tensor some = xs.narrow(0, 0, length); !pass_.is_planned(some.sizes()))
+          prepare(some, ys.narrow(0, 0, length), /*updates=*/true);
+      launch(xs, ys, losses.narrow(0, static_cast<int64_t>(batch), static_cast<int64_t>(together.size())));
+      begin += count, batch += together.size();
+    } else {
+      pass(x, y, losses.select(0, static_cast<int64_t>(batch)), /*updates=*/true);
+      begin += lengths[batch++];
+    }
+  }
+  return losses;
+}
 
 // Which parameters get gradients.
 void TrainStep::find_trained() {
-  std::vector<const Weight*> trained;
-  for (auto& slot : chain_.slots()) {
+  Update::check_mode();
+  std::vector<const Weight*> trained, unwanted;
+  for (size_t i = 0; i < chain_.slots().size(); i++) {
+    Slot* slot = chain_.slots()[i].get();
     Weight& weight = slot->weight;
-    const bool trains = weight.value.requires_grad();
-    if (!trains || !update_.wants(weight.value)) {
+    const bool trains = weight.value.requires_grad(), has_sum = sums_.has(i);
+    if (!has_sum && (!trains || !update_.wants(weight.value))) {
       weight.gradient = Tensor();
+      if (trains) unwanted.push_back(&weight);
     } else {
       if (!weight.gradient.defined())
         weight.gradient = at::empty_like(weight.value.detach(), at::MemoryFormat::Contiguous);
@@ -203,7 +229,7 @@ void TrainStep::find_trained() {
     }
     slot->trains = trains;
   }
-  update_.take(std::move(trained));
+  update_.take(std::move(trained), std::move(unwanted));
 }
 
 bool TrainStep::trains_as_before() const {
@@ -211,25 +237,23 @@ bool TrainStep::trains_as_before() const {
                      [](const auto& slot) { return slot->trains == slot->weight.value.requires_grad(); });
 }
 
-Tensor TrainStep::compute(const Tensor& input, const Tensor& target) {
-  prepare(input, target);
-  return pass(input, target);
-}
-
-// Everything that can be wrong with a batch is found here.
-void TrainStep::prepare(const Tensor& input, const Tensor& target) {
-  if (pass_.has_moved())
-    for (const Tensor& sum : sums_)
-      if (sum.defined()) sum.record_stream(*current_stream(sum));
+// Everything that can be wrong with a batch is found here, and with `updates` what can be wrong with the optimiser.
+void TrainStep::prepare(const Tensor& input, const Tensor& target, bool updates) {
+  sums_.begin();
+  if (pass_.has_moved()) {
+    update_.forget_memory();
+    sums_.move();
+  }
   if (chain_.refresh()) pass_.forget_plan();
   check_same("TrainStep", "input", input, chain_.like());
   TORCH_CHECK(!at::autocast::is_autocast_enabled(input.device().type()) && products_are_ieee(input),
               "TrainStep: expected float32 products of full precision, got autocast, TF32 or bfloat16 products");
-  if (!pass_.is_planned(input.sizes()) || !trains_as_before()) {
+  if (!pass_.is_planned(input.sizes()) || !trains_as_before() || update_.misses_gradients()) {
     find_trained();
     pass_.plan(input.sizes());
   }
   pass_.read(target);
+  if (updates && sums_.completes_next()) update_.refresh();
 }
 
 // The steps that one_launch_ has planned.
@@ -242,39 +266,59 @@ void TrainStep::launch(const Tensor& inputs, const Tensor& targets, const Tensor
   update_.tell_schedulers();
 }
 
-// Loss and gradients of a batch that prepare() has seen.
-Tensor TrainStep::pass(const Tensor& input, const Tensor& target) {
-  Tensor loss = empty({}, chain_.like());
+// Loss and gradients of a batch that prepare() has seen; with `updates` the update too, where it is the last of a step.
+void TrainStep::pass(const Tensor& input, const Tensor& target, const Tensor& loss, bool updates) {
+  const Tensor x = input.is_contiguous() ? input : input.contiguous();
+  if (!x.is_cpu()) return pass_on_device(x, target, loss, updates);
   {
     WithoutGil no_gil(pass_.is_long());
-    pass_.run(input.is_contiguous() ? input : input.contiguous(), target, loss);
-    if (accumulate_ > 1) accumulate();
+    pass_.run(x, loss);
+    sums_.launch();
   }
-  batches_++;
-  return loss;
+  sums_.launched();
+  if (updates) apply();
 }
 
-// Into sums_, in the order of the batches; the last sum is where the optimiser looks.
-void TrainStep::accumulate() {
-  at::NoGradGuard no_grad;
-  sums_.resize(chain_.slots().size());
-  for (size_t i = 0; i < chain_.slots().size(); i++) {
-    Tensor& gradient = chain_.slots()[i]->weight.gradient;
-    if (!gradient.defined()) continue;
-    if (batches_ == 0)
-      sums_[i] = gradient.clone();
-    else
-      sums_[i].add_(gradient);
+// What a step does behind its backward pass.
+class TrainStep::Rest final : public Ending {
+ public:
+  Rest(TrainStep& step, bool updates) : step_(step), updates_(updates) {}
+
+  bool add_to(GraphArguments& arguments, LaunchKey& key) override {
+    step_.sums_.add_to(key);
+    key.push_back(updates_);
+    return !updates_ || step_.update_.add_to(arguments, key);
   }
-  if (batches_ + 1 < accumulate_) return;
-  for (size_t i = 0; i < chain_.slots().size(); i++)
-    if (chain_.slots()[i]->weight.gradient.defined()) chain_.slots()[i]->weight.gradient.copy_(sums_[i]);
+  void launch(bool recorded) override {
+    step_.sums_.launch();
+    if (updates_) recorded ? step_.update_.record() : step_.update_.step();
+  }
+
+ private:
+  TrainStep& step_;
+  bool updates_;
+};
+
+void TrainStep::pass_on_device(const Tensor& input, const Tensor& target, const Tensor& loss, bool updates) {
+  const bool completes = updates && sums_.completes_next();
+  {
+    WithoutGil no_gil(pass_.is_long());
+    Rest rest(*this, completes);
+    const bool by_graph = pass_.run(input, target, loss, rest);
+    sums_.launched();
+    if (completes) sums_.restart();
+    if (completes && by_graph) update_.stepped(1);
+  }
+  if (completes) update_.tell_schedulers();
 }
 
 void TrainStep::apply() {
-  if (batches_ < accumulate_) return;
-  batches_ = 0;
-  update_.run(pass_.is_long());
+  if (!sums_.is_complete()) return;
+  sums_.restart();
+  {
+    WithoutGil no_gil(pass_.is_long());
+    update_.step();
+  }
   update_.tell_schedulers();
 }
 
@@ -318,8 +362,8 @@ void call_natively(const py::type& python_class) {
 void define_train_step(py::module_& m) {
   m.def("call_natively", &call_natively);
   py::class_<TrainStep>(m, "TrainStep")
-      .def(
-          py::init<const py::list&, const py::tuple&, py::object, const std::string&, std::optional<double>, int64_t>())
+      .def(py::init<const py::list&, const py::list&, const py::tuple&, py::object, const std::string&,
+                    std::optional<double>, int64_t>())
       .def("gradients", &TrainStep::gradients)
       .def("update", &TrainStep::update)
       .def("run", &TrainStep::run)

@@ -1,5 +1,6 @@
 #include "update.h"
 
+#include <c10/core/InferenceMode.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <algorithm>
@@ -26,54 +27,63 @@ bool Update::wants(const Tensor& parameter) const {
   return false;
 }
 
-void Update::take(std::vector<const Weight*> weights) {
-  weights_ = std::move(weights);
+void Update::check_mode() {
+  TORCH_CHECK(!c10::InferenceMode::is_enabled(), "TrainStep: expected no inference mode where memory is made, got it");
+}
+
+void Update::take(std::vector<const Weight*> weights, std::vector<const Weight*> unwanted) {
+  weights_ = std::move(weights), unwanted_ = std::move(unwanted);
   reader_.reset();
+}
+
+bool Update::misses_gradients() const {
+  return std::any_of(unwanted_.begin(), unwanted_.end(), [&](auto* weight) { return wants(weight->value); });
 }
 
 void Update::read() {
   static PyObject* const param_groups = PyUnicode_InternFromString("param_groups");
   static PyObject* const state = PyUnicode_InternFromString("state");
+  check_mode();
   groups_.clear();
-  auto reader = std::make_unique<GroupReader>(GroupReader{nullptr, Lookups(true)});
-  reader->obeys_hints = false;
-  reader->unwritten = unwritten_;
-  reader->gradient_of = [this](const Tensor& p) {
+  reader_ = std::make_unique<GroupReader>(GroupReader{nullptr, Lookups(true)});
+  reader_->obeys_hints = false;
+  reader_->unwritten = unwritten_;
+  reader_->gradient_of = [this](const Tensor& p) {
     for (const Weight* weight : weights_)
       if (weight->value.is_same(p)) return weight->gradient;
     return Tensor();
   };
-  PyObject* groups = reader->lookups.find(attributes_.ptr(), param_groups);
-  reader->states = reader->lookups.find(attributes_.ptr(), state);
-  TORCH_CHECK(groups && PyList_Check(groups) && reader->states, "TrainStep: expected an optimiser with param_groups");
-  reader->lookups.items(groups);
+  PyObject* groups = reader_->lookups.find(attributes_.ptr(), param_groups);
+  reader_->states = reader_->lookups.find(attributes_.ptr(), state);
+  TORCH_CHECK(groups && PyList_Check(groups) && reader_->states, "TrainStep: expected an optimiser with param_groups");
+  reader_->lookups.items(groups);
   for (py::handle group : py::reinterpret_borrow<py::list>(groups)) {
     std::unique_ptr<OptimizerGroup> read;
     if (rule_ == "sgd")
       read = std::make_unique<SgdGroup>();
     else
       read = std::make_unique<AdamGroup>();
-    TORCH_CHECK(read->read(group.ptr(), *reader),
+    TORCH_CHECK(read->read(group.ptr(), *reader_),
                 "TrainStep: expected options and state that the optimiser's kernels take (numbers, no capturable, no "
                 "differentiable, state as the parameters; in a graph capture SGD), got others");
     groups_.push_back(std::move(read));
   }
-  reader_ = std::move(reader);
 }
 
-// Reads what has changed since the last call.
 void Update::refresh() {
   const bool is_recorded = !weights_.empty() && is_capturing(weights_[0]->value);  // then not every rule may step
   const bool as_before = reader_ && !is_recorded && reader_->lookups.unchanged() &&
                          std::all_of(groups_.begin(), groups_.end(), [](auto& group) { return group->fits(); });
-  if (!as_before) {
-    reader_.reset();
-    read();
-  }
+  if (!as_before) read();
+}
+
+void Update::undo() {
+  if (reader_) reader_->undo();
+  reader_.reset();
+  unwritten_->clear();
 }
 
 std::string Update::add_to(TrainSteps& p, int steps, const OptimizerGroup::ParameterOf& parameter_of) {
-  refresh();
   for (const auto& group : groups_)
     if (!group->add_to(p, steps, parameter_of))
       return "expected parameters of at most " + std::to_string(TrainSteps::most_rules) +
@@ -85,18 +95,31 @@ void Update::stepped(int64_t steps) {
   for (const auto& group : groups_) group->stepped(steps);
 }
 
-void Update::run(bool releases_gil) {
-  refresh();
-  WithoutGil no_gil(releases_gil);
-  if (max_norm_ && !weights_.empty()) {
-    std::vector<Tensor> gradients;
-    for (const Weight* weight : weights_) gradients.push_back(weight->gradient);
-    clip_gradients(gradients, *max_norm_, /*error_if_nonfinite=*/false);
-  }
+void Update::clip() {
+  if (!max_norm_ || weights_.empty()) return;
+  std::vector<Tensor> gradients;
+  for (const Weight* weight : weights_) gradients.push_back(weight->gradient);
+  norm_.get(1, gradients[0]);
+  clip_gradients(gradients, *max_norm_, /*error_if_nonfinite=*/false, norm_.view({}));
+}
+
+void Update::step() {
+  clip();
   for (const auto& group : groups_) group->step();
 }
 
+bool Update::add_to(GraphArguments& arguments, LaunchKey& key) {
+  key.push_back(norm_.address());
+  return std::all_of(groups_.begin(), groups_.end(), [&](auto& group) { return group->add_to(arguments, key); });
+}
+
+void Update::record() {
+  clip();
+  for (const auto& group : groups_) group->record();
+}
+
 void Update::tell_schedulers() {
+  if (reader_ && !reader_->made.empty()) reader_->made.clear();
   static PyObject* const name = PyUnicode_InternFromString("_opt_called");
   if (PyDict_SetItem(attributes_.ptr(), name, Py_True)) throw py::error_already_set();
 }

@@ -41,14 +41,18 @@ DECLARATIONS = {
     "AdamRule": "beta1:real one_minus_beta1:real beta2:real one_minus_beta2:real eps:real weight_decay:real"
     " negative_lr_weight_decay:real decoupled:bool amsgrad:bool maximize:bool",
     "AdamTensor": "count param* grad* exp_avg* exp_avg_sq* max_exp_avg_sq* negative_step_size:real scale:real",
+    "AdamNumbers": "rule:AdamRule negative_step_size:real scale:real",
     "GradTensor": "count grad*",
+    "GraphInput": "source* to* count",
+    "GraphArguments": "inputs:two_inputs at* count:enum numbers:480",
 }
 
 
 @functools.cache
 def structures(dtype):
     """Every struct for tensors of `dtype`, by its name."""
-    kinds = {"enum": c_int, "bool": c_bool, "uint32": c_uint32, "uint64": c_uint64, "24": c_int64 * 24}
+    kinds = {"enum": c_int, "bool": c_bool, "uint32": c_uint32, "uint64": c_uint64}
+    kinds |= {"24": c_int64 * 24, "480": c_uint64 * 480}
     kinds["real"] = c_double if dtype == torch.float64 else c_float
     for name, fields in DECLARATIONS.items():
         parts = (field.partition(":") for field in fields.split())
@@ -56,4 +60,6 @@ def structures(dtype):
             (f.rstrip("*"), kinds[kind] if kind else c_void_p if f[-1] == "*" else c_int64) for f, _, kind in parts
         ]
         kinds[name] = type(name, (Structure,), {"_fields_": typed})
+        if name == "GraphInput":
+            kinds["two_inputs"] = kinds[name] * 2
     return SimpleNamespace(**{name: kinds[name] for name in DECLARATIONS})

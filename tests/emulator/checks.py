@@ -234,26 +234,36 @@ def _parameters(machine, sizes, special=False):
     return params, [p.grad.clone() for p in params]
 
 
-def check_sgd(machine, sizes, momentum=0.9, weight_decay=0.01, nesterov=True, special=False):
+def check_graph(machine, count, numbers=()):
+    """Inputs that may begin between groups of elements, and as many numbers."""
+    inputs = [random(count), torch.arange(5)]
+    result = random(1, dtype=torch.float64 if machine.dtype == torch.float64 else torch.float32)
+    copies, written, made = ops.graph(machine, inputs, numbers, result)
+    assert all(map(torch.equal, copies, inputs)) and torch.equal(made, result)
+    assert written.tolist() == [*numbers, *[-1] * (len(written) - len(numbers))]
+
+
+def check_sgd(machine, sizes, momentum=0.9, weight_decay=0.01, nesterov=True, special=False, recorded=False):
     params, grads = _parameters(machine, sizes, special)
     optimizer = optim.SGD(params, 0.1, momentum, 0.0, weight_decay, nesterov)
     rule = sgd_rule(0.1, momentum, 0, weight_decay, nesterov=nesterov)
     ours = [p.detach().clone() for p in params]
     buffers = [torch.empty(size, dtype=machine.dtype) for size in sizes] if momentum else None
     for step in range(2):
-        ours, buffers = ops.sgd_step(machine, rule, ours, grads, buffers, first=step == 0)
+        ours, buffers = ops.sgd_step(machine, rule, ours, grads, buffers, first=step == 0, recorded=recorded)
         optimizer.step()
         check_all(machine, ours, [p.detach() for p in params], f"SGD, step {step}")
 
 
-def check_adam(machine, sizes, weight_decay=0.01, decoupled=False, amsgrad=False, special=False):
+def check_adam(machine, sizes, weight_decay=0.01, decoupled=False, amsgrad=False, special=False, recorded=False):
     params, grads = _parameters(machine, sizes, special)
     optimizer = (optim.AdamW if decoupled else optim.Adam)(params, 1e-3, weight_decay=weight_decay, amsgrad=amsgrad)
     rule = adam_rule(1e-3, 0.9, 0.999, 1e-8, weight_decay, decoupled=decoupled, amsgrad=amsgrad)
     ours = [p.detach().clone() for p in params]
     state = [[torch.zeros(size, dtype=machine.dtype) for size in sizes] for _ in range(2 + amsgrad)]
     for step in (1, 2, 3):
-        ours, *state = ops.adam_step(machine, rule, *adam_factors(1e-3, 0.9, 0.999, step), ours, grads, *state)
+        factors = adam_factors(1e-3, 0.9, 0.999, step)
+        ours, *state = ops.adam_step(machine, rule, *factors, ours, grads, *state, recorded=recorded)
         optimizer.step()
         check_all(machine, ours, [p.detach() for p in params], f"Adam, step {step}")
 

@@ -35,6 +35,7 @@ class Memory final : public c10::Allocator {
   c10::DataPtr allocate(size_t bytes) override {
     TORCH_CHECK(!is_capturing() || has_pool, "emulator: expected no allocation for a graph that is captured, got ",
                 bytes, " bytes");
+    TORCH_CHECK(simt::refused != "allocate", "emulator: out of memory, as asked");
     const size_t size = (std::max<size_t>(bytes, 1) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     size_t begin = 0;  // the first gap that is wide enough
     for (const auto& [used, length] : blocks_) {
@@ -144,7 +145,7 @@ void enqueue(std::function<void()> work) {
     work();
     return cudaSuccess;
   };
-  if (!simt::postpone(native(current_stream), run)) run();
+  if (!simt::postpone(native(current_stream), {run})) run();
 }
 
 void wait() {
@@ -194,6 +195,7 @@ void as_on_cpu(const c10::OperatorHandle& op, Stack* stack) {
   }
   Open open;
   Stack results;
+  simt::sent++;
   run(results);
   for (const c10::IValue& result : results) {
     if (!result.isTensor()) {
@@ -215,12 +217,12 @@ int64_t launches() {
   return total;
 }
 
-cudaGraph_t users_graph = new CUgraph_st;
+cudaGraph_t users_graph = simt::new_graph();
 
 const bool prepared = [] {
   c10::SetAllocator(c10::kCUDA, &memory());
   simt::while_running = [](bool on) { memory().open(on); };
-  simt::postpone = [before = simt::postpone](cudaStream_t stream, std::function<cudaError_t()> work) {
+  simt::postpone = [before = simt::postpone](cudaStream_t stream, simt::Work work) {
     launches_elsewhere += stream != native(current_stream);
     return before(stream, std::move(work));
   };
@@ -249,7 +251,9 @@ TORCH_LIBRARY(pytorch_ext_emulator, m) {
   m.def("launches_elsewhere() -> int", [] { return launches_elsewhere; });
   m.def("graph_launches() -> int", [] { return simt::graph_launches; });
   m.def("captures() -> int", [] { return static_cast<int64_t>(simt::captures); });
-  m.def("graphs_alive() -> int", [] { return simt::graphs_alive; });
+  m.def("graphs_alive() -> int", [] { return static_cast<int64_t>(simt::graphs.size()); });
+  m.def("sent() -> int", [] { return simt::sent; });
+  m.def("refuse(str function) -> ()", [](std::string function) { simt::refused = std::move(function); });
   m.def("set_reversed(bool on) -> ()", [](bool on) { simt::reversed = on; });
   m.def("set_stream(int number) -> ()", [](int64_t number) { current_stream = number; });
   m.def("begin_capture() -> ()", [] {

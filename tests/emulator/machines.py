@@ -45,6 +45,10 @@ LAUNCHERS = {  # their parameters, but for the workspace: what a launcher that n
     "nll_loss": STRUCT,
     "sgd_step": [POINTER, *LIST],
     "adam_step": [POINTER, *LIST],
+    "recorded_sgd_step": [POINTER, *LIST],
+    "recorded_adam_step": [POINTER, *LIST],
+    "begin_graph": STRUCT,
+    "end_graph": [POINTER, INTEGER, POINTER],
     "gradient_norm": [*LIST, POINTER],
     "clip_gradients": [*LIST, REAL, POINTER],
     "train_steps": [POINTER, INTEGER, INTEGER],
@@ -75,7 +79,7 @@ def compile_runner(folder, dtype, fma_flags=()):
 def load(library):
     runner = ctypes.CDLL(str(library))
     for name, parameters in LAUNCHERS.items():
-        if not hasattr(runner, name):  # products of 16 bits
+        if not hasattr(runner, name):  # of 16 bits
             continue
         workspace = f"{name}_workspace"
         getattr(runner, name).argtypes = parameters + [POINTER] * hasattr(runner, workspace)

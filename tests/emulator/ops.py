@@ -256,29 +256,59 @@ def nll_loss(machine, x, target, weight=None, reduction="mean", ignore_index=-10
     return _tensors(loss, dinput)
 
 
-def sgd_step(machine, rule, params, grads, buffers=None, first=False):
-    """(params, buffers) after the step; the inputs stay as they are."""
+def in_memory(machine, structure):
+    """The address of a structure in the machine's memory."""
+    return machine.memory.copy(torch.frombuffer(bytearray(structure), dtype=torch.uint8)).address
+
+
+def graph(machine, inputs, numbers, result):
+    """(inputs, numbers) where a graph's launches find them, and what the last one makes of its result."""
+    memory, p = machine.memory, machine.structures.GraphArguments(count=len(numbers))
+    copies = [memory.empty(*x.shape, dtype=x.dtype) for x in inputs]
+    for entry, x, copy in zip(p.inputs, inputs, copies, strict=False):
+        entry.source, entry.to, entry.count = memory.put(x), copy.address, x.nbytes // 4
+    written = memory.empty(480, dtype=torch.int64)
+    p.at, p.numbers[: len(numbers)] = written.address, numbers
+    machine.call("begin_graph", p)
+    made = memory.empty(*result.shape, dtype=result.dtype)
+    place = memory.copy(torch.tensor([made.address]))
+    machine.call("end_graph", memory.put(result), result.nbytes // 4, place.address)
+    return [copy.tensor for copy in copies], written.tensor, made.tensor
+
+
+def sgd_step(machine, rule, params, grads, buffers=None, first=False, recorded=False):
+    """(params, buffers) after the step; the inputs stay as they are. `recorded`: by a rule in memory."""
     copy, structures = machine.memory.copy, machine.structures
     params, buffers = [copy(p) for p in params], [copy(b) for b in buffers] if buffers else [None] * len(params)
     tensors = (structures.SgdTensor * len(params))()
     for entry, p, g, b in zip(tensors, params, grads, buffers, strict=True):
         entry.count, entry.param, entry.grad, entry.first = p.tensor.numel(), p.address, machine.memory.put(g), first
         entry.buffer = b.address if b else None
-    machine.call("sgd_step", structures.SgdRule(**rule), tensors, len(params))
+    rule = structures.SgdRule(**rule)
+    if recorded:
+        machine.call("recorded_sgd_step", in_memory(machine, rule), tensors, len(params))
+    else:
+        machine.call("sgd_step", rule, tensors, len(params))
     return _tensors(*params), _tensors(*filter(None, buffers))
 
 
-def adam_step(machine, rule, negative_step_size, scale, params, grads, *state):
-    """[params, exp_avg, exp_avg_sq(, max_exp_avg_sq)] after the step; `state` holds the last two or three."""
+def adam_step(machine, rule, negative_step_size, scale, params, grads, *state, recorded=False):
+    """[params, exp_avg, exp_avg_sq(, max_exp_avg_sq)] after the step; `state` holds the last two or three. `recorded`:
+    by numbers in memory."""
     arrays = [[machine.memory.copy(t) for t in tensors] for tensors in (params, *state)]
     tensors = (machine.structures.AdamTensor * len(params))()
     names = ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")[: len(arrays)]
     for i, entry in enumerate(tensors):
         entry.count, entry.grad = params[i].numel(), machine.memory.put(grads[i])
-        entry.negative_step_size, entry.scale = negative_step_size, scale
+        entry.negative_step_size, entry.scale = (0, 0) if recorded else (negative_step_size, scale)
         for name, column in zip(names, arrays, strict=True):
             setattr(entry, name, column[i].address)
-    machine.call("adam_step", machine.structures.AdamRule(**rule), tensors, len(params))
+    rule = machine.structures.AdamRule(**rule)
+    if recorded:
+        numbers = machine.structures.AdamNumbers(rule, negative_step_size, scale)
+        machine.call("recorded_adam_step", in_memory(machine, numbers), tensors, len(params))
+    else:
+        machine.call("adam_step", rule, tensors, len(params))
     return [_tensors(*column) for column in arrays]
 
 

@@ -11,6 +11,7 @@
 #include "../../csrc/cuda/dropout.cuh"
 #include "../../csrc/cuda/elementwise.cuh"
 #include "../../csrc/cuda/elementwise_loss.cuh"
+#include "../../csrc/cuda/graph.cuh"
 #include "../../csrc/cuda/linear.cuh"
 #include "../../csrc/cuda/nll_loss.cuh"
 #include "../../csrc/cuda/optimizers.cuh"
@@ -153,6 +154,18 @@ int sgd_step(const SgdRule<T>* rule, const SgdTensor<S>* tensors, int64_t count)
 }
 int adam_step(const AdamRule<T>* rule, const AdamTensor<S>* tensors, int64_t count) {
   return kernels::adam_step(*rule, tensors, count, machine);
+}
+#if !defined(STORAGE_OF_16_BITS)  // of TrainStep, whose parameters are no such
+int recorded_sgd_step(const SgdRule<T>* rule, const SgdTensor<S>* tensors, int64_t count) {
+  return kernels::sgd_step(rule, tensors, count, machine);
+}
+int recorded_adam_step(const AdamNumbers<T>* numbers, const AdamTensor<S>* tensors, int64_t count) {
+  return kernels::adam_step(numbers, tensors, count, machine);
+}
+#endif
+int begin_graph(const GraphArguments* p) { return kernels::begin_graph(*p, machine); }
+int end_graph(const uint32_t* result, int64_t count, uint32_t* const* to) {
+  return kernels::end_graph(result, static_cast<int>(count), to, machine);
 }
 int64_t gradient_norm_workspace(const GradTensor<S>* tensors, int64_t count) {
   return kernels::gradient_norm_workspace(tensors, count);

@@ -4,6 +4,9 @@
 // launching that graph runs it, with the arguments it was given then.
 #pragma once
 
+#include <list>
+#include <set>
+
 #include "simt.h"
 
 constexpr cudaError_t cudaErrorNoKernelImageForDevice = cudaError_t(209),
@@ -22,10 +25,25 @@ enum cudaStreamCaptureMode {
 };
 
 struct CUgraph_st {
-  std::vector<std::function<cudaError_t()>> work;
+  std::vector<simt::Work> work;
+  CUgraph_st* made_of = nullptr;  // of an executable graph
 };
 using cudaGraph_t = CUgraph_st*;
 using cudaGraphExec_t = CUgraph_st*;
+
+struct CUgraphNode_st {
+  cudaGraph_t graph;
+  size_t index;
+};
+using cudaGraphNode_t = CUgraphNode_st*;
+
+struct cudaKernelNodeParams {
+  void* func;
+  dim3 gridDim, blockDim;
+  unsigned sharedMemBytes;
+  void** kernelParams;
+  void** extra;
+};
 
 namespace simt {
 
@@ -33,14 +51,19 @@ inline int64_t multiprocessors = 132, compute_capability = 9;
 inline cudaStream_t captured_stream;  // of the capture that is going on,
 inline cudaGraph_t capture;           // whose work this gathers; or null
 inline unsigned long long captures;   // that have begun
-inline int64_t graphs_alive, graph_launches;
+inline std::set<cudaGraph_t> graphs;  // that are alive
+inline int64_t graph_launches;
+inline int64_t sent;         // to streams, by the host: a launch, a copy, a graph
+inline std::string refused;  // the name of a function that fails
 
 inline bool is_captured(cudaStream_t stream) { return capture && stream == captured_stream; }
+inline cudaGraph_t new_graph(CUgraph_st graph = {}) { return *graphs.insert(new CUgraph_st(std::move(graph))).first; }
 
 inline const bool postpones = [] {
-  postpone = [](cudaStream_t stream, std::function<cudaError_t()> work) {
-    if (is_captured(stream)) capture->work.push_back(std::move(work));
-    return is_captured(stream);
+  postpone = [](cudaStream_t stream, Work work) {
+    if (!is_captured(stream)) return sent++, false;
+    capture->work.push_back(std::move(work));
+    return true;
   };
   return true;
 }();
@@ -75,10 +98,11 @@ inline cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, cudaStreamCaptu
   return cudaSuccess;
 }
 inline cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
-  if (!stream || simt::capture) return cudaErrorNotSupported;  // the legacy stream cannot be captured
+  // The legacy stream cannot be captured.
+  if (!stream || simt::capture || simt::refused == "cudaStreamBeginCapture") return cudaErrorNotSupported;
   simt::captured_stream = stream;
-  simt::capture = new CUgraph_st;
-  simt::captures++, simt::graphs_alive++;
+  simt::capture = simt::new_graph();
+  simt::captures++;
   return cudaSuccess;
 }
 inline cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
@@ -88,20 +112,40 @@ inline cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph)
   return cudaSuccess;
 }
 inline cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
-  *exec = new CUgraph_st(*graph);
-  simt::graphs_alive++;
+  *exec = simt::new_graph({graph->work, graph});
   return cudaSuccess;
 }
 inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  simt::graphs.erase(graph);
   delete graph;
-  simt::graphs_alive--;
   return cudaSuccess;
 }
 inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) { return cudaGraphDestroy(exec); }
-inline cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
-  simt::graph_launches++;
-  for (const auto& work : exec->work)
-    if (!simt::postpone(stream, work))
-      if (const cudaError_t error = work(); error != cudaSuccess) return error;
+// Work comes one behind the other: there is one root.
+inline cudaError_t cudaGraphGetRootNodes(cudaGraph_t graph, cudaGraphNode_t* nodes, size_t* count) {
+  static std::list<CUgraphNode_st> all;  // outlive their graphs, so that a dangling one can be told
+  if (graph->work.empty()) return *count = 0, cudaSuccess;
+  all.push_back({graph, 0});
+  *nodes = &all.back(), *count = 1;
   return cudaSuccess;
+}
+inline cudaError_t cudaGraphExecKernelNodeSetParams(cudaGraphExec_t exec, cudaGraphNode_t node,
+                                                    const cudaKernelNodeParams* p) {
+  if (simt::refused == "cudaGraphExecKernelNodeSetParams") return cudaErrorNotSupported;
+  if (!simt::graphs.count(exec) || !simt::graphs.count(node->graph) || exec->made_of != node->graph)
+    return cudaErrorInvalidValue;
+  simt::Work& work = exec->work[node->index];
+  if (!work.kernel || work.kernel != p->func) return cudaErrorInvalidValue;
+  work.run = work.with(p->gridDim, p->blockDim, p->sharedMemBytes, p->kernelParams);
+  return cudaSuccess;
+}
+inline cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+  if (simt::refused == "cudaGraphLaunch") return cudaErrorNotSupported;
+  simt::graph_launches++;
+  const auto all = [graph = *exec] {
+    for (const simt::Work& work : graph.work)
+      if (const cudaError_t error = work.run(); error != cudaSuccess) return error;
+    return cudaSuccess;
+  };
+  return simt::postpone(stream, {all}) ? cudaSuccess : all();
 }

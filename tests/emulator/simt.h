@@ -22,6 +22,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #define __global__ __attribute__((noinline, visibility("default")))
@@ -113,9 +114,14 @@ inline unsigned char* shared_memory = shared_memories[0];  // of the block that 
 inline size_t dynamic_bytes;                               // of this launch
 // Told before a kernel runs (true) and after it: memory may be the device's alone.
 inline std::function<void(bool)> while_running = [](bool) {};
-// Takes a launch that is to run later, when work on its stream is recorded for a graph; else it answers false.
-inline std::function<bool(cudaStream_t, std::function<cudaError_t()>)> postpone =
-    [](cudaStream_t, const std::function<cudaError_t()>&) { return false; };
+// What is sent to a stream. Of a kernel's launch there is another one with another shape and other arguments.
+struct Work {
+  std::function<cudaError_t()> run;
+  const void* kernel = nullptr;
+  std::function<std::function<cudaError_t()>(dim3 grid, dim3 block, size_t shared_bytes, void** arguments)> with = {};
+};
+// Takes work that is to run later, when what is sent to its stream is recorded for a graph; else it answers false.
+inline std::function<bool(cudaStream_t, Work)> postpone = [](cudaStream_t, const Work&) { return false; };
 inline std::map<const void*, size_t> allowed_shared_bytes;  // of kernels that have asked for more than SHARED_BYTES
 inline std::map<const void*, bool> allowed_large_clusters;  // of more than PORTABLE_CLUSTER_BLOCKS
 
@@ -488,9 +494,16 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     simt::recorded.push_back(launch);
     return cudaSuccess;
   }
-  const auto run = [=, shape = *config] {
-    simt::body = [=] { kernel(arguments...); };
-    return simt::launch(symbol, shape.gridDim, shape.blockDim, shape.dynamicSmemBytes, cluster);
+  const auto with = [=](dim3 grid, dim3 block, size_t bytes, const std::tuple<std::decay_t<Parameters>...>& values) {
+    return [=] {
+      simt::body = [=] { std::apply(kernel, values); };
+      return simt::launch(symbol, grid, block, bytes, cluster);
+    };
   };
-  return simt::postpone(config->stream, run) ? cudaSuccess : run();
+  const auto run = with(config->gridDim, config->blockDim, config->dynamicSmemBytes, {arguments...});
+  const auto with_pointers = [=](dim3 grid, dim3 block, size_t bytes, void** pointers) {
+    [[maybe_unused]] const auto next = [&] { return *pointers++; };
+    return with(grid, block, bytes, {*static_cast<std::decay_t<Parameters>*>(next())...});
+  };
+  return simt::postpone(config->stream, {run, symbol, with_pointers}) ? cudaSuccess : run();
 }

@@ -122,3 +122,11 @@ def updates(machine):
     checks.check_adam(machine, [33], decoupled=True, amsgrad=True)
     checks.check_clip_gradients(machine, [1, 4100, 0, 7], 0.5)
     checks.check_clip_gradients(machine, [1] * 4100, 0.5)
+    if machine.dtype.itemsize > 2:
+        checks.check_sgd(machine, [1, 1030], special=True, recorded=True)
+        checks.check_adam(machine, [1, 1030, 7], special=True, amsgrad=True, recorded=True)
+
+
+def graphs(machine):
+    checks.check_graph(machine, 1027, range(1, 301))
+    checks.check_graph(machine, 0)

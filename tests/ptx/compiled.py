@@ -134,6 +134,9 @@ class InterpretedKernels(CompiledKernels):
     def test_updates(self, machine):
         small.updates(machine)
 
+    def test_graphs_begin_and_end(self, machine):
+        small.graphs(machine)
+
     def test_an_access_beyond_an_array_is_noticed(self, machine):
         put = machine.memory.put
         machine.memory.put = lambda t: put(t[..., :-1, :]) if t is not None and t.dim() > 1 else put(t)
