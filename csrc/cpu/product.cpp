@@ -3,6 +3,7 @@
 #include "dtypes.h"
 #include "parallel.h"
 #include "product_block.h"
+#include "product_inner.h"
 #include "product_pack.h"
 #include "product_tile.h"
 #include "product_vector.h"
