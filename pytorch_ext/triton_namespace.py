@@ -63,7 +63,7 @@ def matmul(input, other):
 
 
 def dropout(input, p, training, inplace):
-    if not covers(input) or type(p) not in (int, float) or not 0 <= p <= 1:
+    if not covers(input) or type(p) not in (int, float) or not 0 <= p <= 1 or type(training) is not bool:
         return None
     if not training or p == 0 or input.numel() == 0:
         return input
@@ -137,10 +137,14 @@ def has_class_indices(input, target):
     return target.shape == (input.shape[0], *input.shape[2:])
 
 
+def is_int64(number):
+    return type(number) is int and -(2**63) <= number < 2**63
+
+
 def cross_entropy(input, target, weight, reduction, ignore_index, label_smoothing):
     if not is_ordinary(input) or not is_ordinary(target) or input.dim() < 1 or not fits(input, weight):
         return None
-    if type(ignore_index) is not int or type(label_smoothing) not in (int, float) or label_smoothing > 1:
+    if not is_int64(ignore_index) or type(label_smoothing) not in (int, float) or label_smoothing > 1:
         return None
     if target.shape == input.shape:
         if ignore_index >= 0 or not target.is_floating_point() or not input.shape[min(1, input.dim() - 1)]:
@@ -171,7 +175,7 @@ def linear_cross_entropy(
     shape, constants = linear_weight.shape, [weight, *([target] if target.is_floating_point() else [])]
     if len(shape) < 2 or input.dim() not in (1, 2) or (input.dim() == 1 and len(shape) > 2) or not shape.numel():
         return None
-    of_probabilities, numbers = target.is_floating_point(), (type(ignore_index), type(reduction)) == (int, int)
+    of_probabilities, numbers = target.is_floating_point(), is_int64(ignore_index) and type(reduction) is int
     fit = input.shape[-1] == shape[-1] and target.shape == (*input.shape[:-1], *shape[not of_probabilities : -1])
     fit = fit and (linear_bias is None or linear_bias.shape == shape[:-1]) and target.device == input.device
     if not fit or not numbers or type(label_smoothing) not in (int, float) or label_smoothing > 1:
@@ -198,7 +202,7 @@ def nll_loss(input, target, weight, reduction, ignore_index):
     if not is_ordinary(input) or not has_class_indices(input, target) or not fits(input, weight):
         return None
     operands = loss_operands(input, [], [weight], reduction)
-    if operands is None or type(ignore_index) is not int:
+    if operands is None or not is_int64(ignore_index):
         return None
     with autocast_off(input):
         return NllLossFunction.apply(operands[0], target, operands[1], reduction, ignore_index)
@@ -262,4 +266,4 @@ def scaled_dot_product_attention(query, key, value, attn_mask, is_causal, scale)
             return None
     if not fits_attention(*tensors, *(() if attn_mask is None else (attn_mask,))):
         return None
-    return AttentionFunction.apply(*tensors, attn_mask, is_causal, scale)
+    return AttentionFunction.apply(*tensors, attn_mask, is_causal, scale if scale is None else float(scale))

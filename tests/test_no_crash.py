@@ -18,6 +18,7 @@ SCALARS = {
     "int": [0, 1, 2, -1, -100, 2**62, -(2**63)],
     "float": [0.0, 0.5, 1.0, -1.0, 2.0, float("nan"), float("inf")],
     "bool": [True, False],
+    "Generator": [torch.Generator()],
     "str": ["", "none", "relu", "gelu", "mse_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits"],
 }
 
