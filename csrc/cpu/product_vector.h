@@ -23,7 +23,7 @@ INLINE_HD T unknown(T x) {
 // IN_PAIRS: there are two such lines in a four, the others begin a chunk after them.
 // So many are more than the processor's own prefetcher follows: what is read some squares later is asked for, past the
 // ends of the lines' `length` elements in the next ones, `distance` further.
-template <class S, int SQUARES_AHEAD = 4, bool IN_PAIRS = false>
+template <class S, int SQUARES_AHEAD = 3, bool IN_PAIRS = false>
 struct FoursOfLines {
   using Element = S;
   const S* first;
@@ -54,7 +54,7 @@ struct FoursOfLines {
     return e;
   }
 };
-template <class S, int SQUARES_AHEAD = 4>
+template <class S, int SQUARES_AHEAD = 3>
 INLINE_HD FoursOfLines<S, SQUARES_AHEAD> lines_in_turn(const S* first, int64_t step, int64_t length, int64_t distance) {
   return {first, step, 4 * step, length, distance};
 }
